@@ -1,0 +1,60 @@
+"""The protocol that every engine fills, so that the loop above knows none of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..batch import Batch
+from ..checkpoint.reader import Reader
+from ..checkpoint.state import Shard
+from ..model import Model
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did, the same on every rank.
+
+    `loss` is the mean cross-entropy in nats over the global batch, `aux_loss` the weighted
+    balancing losses that were added to it, `grad_norm` the global norm before clipping (each
+    expert counted once), `lr` the rate applied. `expert_load` [layers, experts] counts the tokens
+    that each expert of each MoE layer got in the global batch. `tokens` counts the global targets.
+    """
+
+    loss: float
+    aux_loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    expert_load: torch.Tensor
+
+
+class Engine(Protocol):
+    """Owns the parameters' sharding, the backward pass and the optimizer."""
+
+    model: Model
+
+    def setup(self, device: torch.device) -> None:
+        """Prepare process groups and libraries; collective over all ranks."""
+        ...
+
+    def build(self, model: Model) -> None:
+        """Take a freshly initialised model; collective over all ranks."""
+        ...
+
+    def step(self, microbatches: Sequence[Batch]) -> StepMetrics:
+        """Accumulate the micro-batches, update the parameters and the schedule."""
+        ...
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
+        ...
+
+    def export_state(self) -> tuple[list[Shard], dict[str, int]]:
+        """This rank's part of the canonical state, and the counters (`step`)."""
+        ...
+
+    def import_state(self, reader: Reader) -> None:
+        """Load the canonical state; each rank reads only the ranges it holds."""
+        ...
