@@ -20,8 +20,8 @@ class ClusterConfig(BaseModel):
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement group strategy."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """A worker process that sends no sign of life for this long (stopped, lost) is taken for dead."""
+    heartbeat_timeout_s: Annotated[float, Field(ge=3)] = 30.0
+    """A worker process without a sign of life for this long (stopped, lost) is taken for dead."""
     progress_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """A worker that lives but reports no step for this long (hung) is taken for dead."""
     env: dict[str, str] = {}

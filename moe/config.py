@@ -82,6 +82,11 @@ class ModelConfig(Section):
                 f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} is an odd width: "
                 "RoPE rotates pairs"
             )
+        for name, width in (("hidden_size", self.hidden_size), ("expert_size", self.moe.expert_size)):
+            if width % 8:
+                raise ValueError(
+                    f"{name} is {width}: grouped GEMM needs a multiple of 8 (16-byte rows in bf16)"
+                )
         return self
 
 

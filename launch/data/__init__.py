@@ -1,0 +1,1 @@
+"""Tokenized datasets: preparing them, and reading them in a fixed global order."""

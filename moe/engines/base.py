@@ -34,6 +34,7 @@ class Engine(Protocol):
     """Owns the parameters' sharding, the backward pass and the optimizer."""
 
     model: Model
+    steps_done: int
 
     def setup(self, device: torch.device) -> None:
         """Prepare process groups and libraries; collective over all ranks."""
@@ -51,10 +52,11 @@ class Engine(Protocol):
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
         ...
 
-    def export_state(self) -> tuple[list[Shard], dict[str, int]]:
-        """This rank's part of the canonical state, and the counters (`step`)."""
+    def export_state(self) -> list[Shard]:
+        """This rank's part of the canonical state; over all ranks every element comes once."""
         ...
 
     def import_state(self, reader: Reader) -> None:
-        """Load the canonical state; each rank reads only the ranges it holds."""
+        """Load the canonical state and `steps_done` (the checkpoint's step); each rank reads only
+        the ranges it holds."""
         ...

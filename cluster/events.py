@@ -1,0 +1,56 @@
+"""How a worker process tells its supervisor what it does: JSON lines on an inherited pipe.
+
+This module runs inside the worker, so it imports nothing heavy and never ends the worker.
+"""
+
+import json
+import os
+import threading
+import time
+from typing import Any
+
+EVENTS_FD = "MOELSTROM_EVENTS_FD"
+"""Environment variable that holds the file descriptor of the pipe."""
+BEAT_INTERVAL_S = 1.0
+
+
+class EventWriter:
+    """Writes events from any thread; without a pipe every call does nothing."""
+
+    def __init__(self, fd: int | None) -> None:
+        """Take ownership of the write end `fd` and start the liveness beat."""
+        self._fd = fd
+        self._lock = threading.Lock()
+        if fd is not None:
+            threading.Thread(target=self._beat, args=(fd,), name="event-beat", daemon=True).start()
+
+    @classmethod
+    def from_env(cls) -> "EventWriter":
+        """The writer of this process; a worker calls this once, as early as it can."""
+        value = os.environ.pop(EVENTS_FD, None)
+        if value is None:
+            return cls(None)
+        fd = int(value)
+        os.set_inheritable(fd, False)
+        return cls(fd)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Send one event with the present UNIX time; `fields` must be JSON values."""
+        if self._fd is None:
+            return
+        line = json.dumps({"kind": kind, "time": time.time(), **fields}) + "\n"
+        self._write(line.encode())
+
+    def _beat(self, fd: int) -> None:
+        while self._fd == fd:
+            self.emit("alive")
+            time.sleep(BEAT_INTERVAL_S)
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            while data and self._fd is not None:
+                try:
+                    data = data[os.write(self._fd, data) :]
+                except OSError:
+                    # The reader is gone; the worker's own end is decided elsewhere.
+                    self._fd = None

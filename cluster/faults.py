@@ -1,0 +1,88 @@
+"""What can go wrong with a rank, and which of several faults came first."""
+
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from .spec import USER_ERROR_EXIT, Event
+
+
+class Weight(IntEnum):
+    """How surely a fault is a cause: a killed rank makes its peers exit, never the reverse."""
+
+    USER_ERROR = 0
+    KILLED = 1
+    EXITED = 2
+    OVERDUE = 3
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rank's failure; `time` is when it happened (UNIX seconds), as well as that is known."""
+
+    rank: int
+    reason: str
+    time: float
+    weight: Weight
+    exit_code: int = 1
+    message: str = ""
+    """The worker's last words: its `error` event's message, else its last line on stderr."""
+
+
+def exit_fault(rank: int, event: Event) -> Fault | None:
+    """The fault in an `exit` event; None for exit code 0."""
+    code, message = int(event["code"]), str(event["message"])
+    if code == 0:
+        return None
+    reason = f"rank {rank} {_exit_text(code)}" + (f": {message}" if message else "")
+    return Fault(rank, reason, event["time"], _exit_weight(code), code if code > 0 else 1, message)
+
+
+def actor_fault(rank: int, error: Exception, last_seen: float) -> Fault:
+    """The actor or its node died; `last_seen` is when it last answered (UNIX seconds)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in lines if "died" in line), lines[0] if lines else repr(error))
+    return Fault(rank, f"the actor of rank {rank} died: {cause}", last_seen, Weight.KILLED)
+
+
+def silence_fault(rank: int, silent_s: float, limit_s: float) -> Fault:
+    """No sign of life for longer than the limit."""
+    reason = (
+        f"rank {rank} gave no sign of life for {silent_s:.1f} s "
+        f"(cluster.heartbeat_timeout_s {limit_s:g})"
+    )
+    return Fault(rank, reason, time.time() - silent_s, Weight.OVERDUE)
+
+
+def stall_fault(rank: int, step: int | None, idle_s: float, limit_s: float) -> Fault:
+    """Alive, but no event for longer than the limit."""
+    place = "before its first step" if step is None else f"after step {step}"
+    reason = (
+        f"rank {rank} made no progress for {idle_s:.1f} s {place} "
+        f"(cluster.progress_timeout_s {limit_s:g})"
+    )
+    return Fault(rank, reason, time.time() - idle_s, Weight.OVERDUE)
+
+
+def first_cause(faults: Iterable[Fault]) -> Fault:
+    """The fault that explains the others: by weight, then by time."""
+    return min(faults, key=lambda fault: (fault.weight, fault.time))
+
+
+def _exit_text(code: int) -> str:
+    if code > 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}"
+
+
+def _exit_weight(code: int) -> Weight:
+    if code == USER_ERROR_EXIT:
+        return Weight.USER_ERROR
+    # Communication libraries abort a rank that lost its peer, so SIGABRT proves nothing.
+    return Weight.KILLED if code < 0 and code != -signal.SIGABRT else Weight.EXITED

@@ -1,0 +1,126 @@
+"""Which worker goes to which node: what a cluster can hold, and a forecast for a dry run."""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import UserError
+from .config import ClusterConfig
+from .ray_session import cluster_address, ray_session
+
+
+@dataclass(frozen=True)
+class Node:
+    """A live node's name and totals."""
+
+    name: str
+    cpus: int
+    gpus: int
+
+    def room(self, cpus: int, gpus: int) -> int:
+        """How many workers of this size fit."""
+        by_cpu = self.cpus // cpus
+        return min(by_cpu, self.gpus // gpus) if gpus else by_cpu
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place expected for one rank; `device` is the node's GPU index, or "cpu"."""
+
+    rank: int
+    node: str
+    device: str
+
+
+def describe_placement(world_size: int, config: ClusterConfig) -> list[Slot]:
+    """Where the ranks would go, by rank; starts nothing when no cluster is named.
+
+    Raises UserError when the cluster can never hold them. On a busy cluster Ray may choose
+    other nodes.
+    """
+    if cluster_address(config) is None:
+        nodes = [_local_node(world_size * config.cpus_per_worker)]
+    else:
+        with ray_session(config, world_size):
+            nodes = live_nodes()
+    check_fits(nodes, world_size, config)
+    counts = _spread(nodes, world_size, config)
+    return _slots(nodes, counts, gpus_per_worker(nodes, config))
+
+
+def live_nodes() -> list[Node]:
+    """The nodes of the connected Ray cluster."""
+    import ray
+
+    return [
+        Node(
+            node["NodeManagerHostname"],
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def gpus_per_worker(nodes: Sequence[Node], config: ClusterConfig) -> int:
+    """The configured number, else one where any node has a GPU."""
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    return int(any(node.gpus for node in nodes))
+
+
+def check_fits(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> None:
+    """Raise UserError when these nodes could not hold the group even if they were idle."""
+    cpus, gpus = config.cpus_per_worker, gpus_per_worker(nodes, config)
+    rooms = [node.room(cpus, gpus) for node in nodes]
+    most = {
+        "STRICT_PACK": max(rooms, default=0),
+        "STRICT_SPREAD": sum(room > 0 for room in rooms),
+    }.get(config.strategy, sum(rooms))
+    if most >= world_size:
+        return
+    raise UserError(
+        f"the run needs {world_size} workers of {cpus} CPU and {gpus} GPU each "
+        f"(cluster.strategy {config.strategy}), but the cluster holds at most {most}: "
+        f"{cluster_text(nodes)}; use fewer workers, or change cluster.cpus_per_worker, "
+        "cluster.gpus_per_worker (0: train on the CPU) or cluster.strategy"
+    )
+
+
+def cluster_text(nodes: Sequence[Node]) -> str:
+    """The nodes in words."""
+    return ", ".join(f"{n.name} ({n.cpus} CPU, {n.gpus} GPU)" for n in nodes) or "no nodes"
+
+
+def _local_node(cpus: int) -> Node:
+    # torch counts the GPUs of NVIDIA and of AMD without taking any memory on them.
+    from torch.cuda import device_count
+
+    return Node(socket.gethostname(), cpus, device_count())
+
+
+def _spread(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> list[int]:
+    """Workers per node: nodes filled one after the other, or one at a time in turn."""
+    gpus = gpus_per_worker(nodes, config)
+    rooms = [node.room(config.cpus_per_worker, gpus) for node in nodes]
+    counts = [0] * len(nodes)
+    if config.strategy == "STRICT_PACK":
+        counts[rooms.index(max(rooms))] = world_size
+        return counts
+    while sum(counts) < world_size:
+        open_nodes = [i for i in range(len(nodes)) if counts[i] < rooms[i]]
+        if "SPREAD" in config.strategy:
+            counts[min(open_nodes, key=lambda i: counts[i])] += 1
+        else:
+            counts[open_nodes[0]] += 1
+    return counts
+
+
+def _slots(nodes: Sequence[Node], counts: Sequence[int], gpus: int) -> list[Slot]:
+    slots: list[Slot] = []
+    for node, count in zip(nodes, counts, strict=True):
+        for local in range(count):
+            device = str(local) if gpus else "cpu"
+            slots.append(Slot(len(slots), node.name, device))
+    return slots

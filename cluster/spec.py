@@ -1,0 +1,39 @@
+"""What a group of workers is, and how its run ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = dict[str, Any]
+"""A JSON object with at least `kind` and `time` (UNIX seconds)."""
+OnEvent = Callable[[int | None, Event], None]
+"""Takes the rank (None: the whole group) and its event."""
+
+USER_ERROR_EXIT = 2
+"""Exit code of a worker that met a user's mistake: a restart would meet it again."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """An opaque program, started once per rank.
+
+    The worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK and NODE_RANK,
+    MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS and MOELSTROM_RESTART (0 at first) in its
+    environment. Ray shows each worker its own GPU only, so the device to use is
+    `LOCAL_RANK % device_count`.
+    """
+
+    command: tuple[str, ...]
+    world_size: int
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run: exit code (0, 2 for a user's mistake, else the fault's), and its story."""
+
+    exit_code: int
+    restarts: int
+    message: str
+    timeline: tuple[Event, ...]
+    """Phases as `Timeline` records them."""

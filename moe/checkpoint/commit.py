@@ -1,0 +1,117 @@
+"""Rank 0's part of a save: merge what the ranks wrote, check it, and make it the checkpoint."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ... import UserError
+from . import folder as disk
+from .manifest import Manifest, dump, explain
+from .reader import complete, verify
+
+
+class CheckpointError(RuntimeError):
+    """A save failed. Earlier checkpoints are untouched, and every rank raises the same message."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One save to commit: `step` under `path`, written by the session `nonce`."""
+
+    path: Path
+    step: int
+    nonce: str
+    meta: str
+    keep: int
+    note: Callable[[str], None]
+
+    def run(self, reports: list[bytes]) -> int:
+        """Commit what the ranks reported, then prune; returns the checkpoint's bytes.
+
+        Raises CheckpointError if a rank failed or the ranks do not hold every element exactly
+        once, OSError if the disk refuses. The temporary folder is gone in either case.
+        """
+        temporary = disk.temporary_folder(self.path, self.step, self.nonce)
+        try:
+            manifest = merge(self.step, json.loads(self.meta), [json.loads(r) for r in reports])
+            _check_visible(temporary, manifest)
+            self._place(temporary, manifest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._prune()
+        return sum(manifest.files.values())
+
+    def _place(self, temporary: Path, manifest: Manifest) -> None:
+        """Publish, unless this step is there already: replacing a good checkpoint risks it."""
+        final = disk.step_folder(self.path, self.step)
+        if final.exists() or final.is_symlink():
+            try:
+                verify(final)
+            except UserError as error:
+                self.note(f"unusable, moved to {disk.move_aside(final)}: {error}")
+            else:
+                self.note(f"{final} is already saved and verifies: kept as it is")
+                return
+        disk.publish(temporary, final, dump(manifest))
+
+    def _prune(self) -> None:
+        """Keep the newest `keep` up to this step; later ones are of another run, left alone."""
+        done = [f for f in complete(self.path) if (disk.step_of(f) or 0) <= self.step]
+        for folder in done[: -self.keep]:
+            try:
+                disk.delete(folder, self.nonce)
+            except OSError as error:
+                self.note(f"{folder} could not be pruned: {error}")
+
+
+def merge(step: int, meta: dict[str, Any], reports: list[dict[str, Any]]) -> Manifest:
+    """One manifest from the ranks' reports, by rank.
+
+    A report is {"error": text} or {"step", "file", "size", "tensors": name -> entry}. Raises
+    CheckpointError if a rank failed, or their pieces do not hold every element exactly once.
+    """
+    failed = [f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if "error" in r]
+    if failed:
+        more = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+        raise CheckpointError(f"{failed[0]}{more}")
+    tensors: dict[str, dict[str, Any]] = {}
+    for rank, report in enumerate(reports):
+        if report["step"] != step:
+            raise CheckpointError(f"rank {rank} saves step {report['step']}, rank 0 step {step}")
+        for name, entry in report["tensors"].items():
+            _extend(tensors, name, entry, rank)
+    files = {report["file"]: report["size"] for report in reports}
+    try:
+        return Manifest.model_validate(
+            {"step": step, "meta": meta, "files": files, "tensors": tensors}
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"the ranks' shards do not fit together: {explain(error)}") from None
+
+
+def _extend(tensors: dict[str, Any], name: str, entry: dict[str, Any], rank: int) -> None:
+    known = tensors.setdefault(name, {**entry, "pieces": []})
+    for field in ("dtype", "shape"):
+        if known[field] != entry[field]:
+            raise CheckpointError(
+                f"{name!r} has {field} {entry[field]} on rank {rank}, {known[field]} on another"
+            )
+    known["pieces"].extend(entry["pieces"])
+
+
+def _check_visible(temporary: Path, manifest: Manifest) -> None:
+    for file, size in manifest.files.items():
+        try:
+            found = disk.regular_size(temporary / file)
+        except (OSError, ValueError):
+            found = None
+        if found != size:
+            raise CheckpointError(
+                f"rank 0 does not see {temporary / file} as it was written ({found} bytes for "
+                f"{size}): put checkpoint.path on a filesystem that all nodes share"
+            )

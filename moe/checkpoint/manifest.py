@@ -1,0 +1,195 @@
+"""The manifest: which file holds which elements of which logical tensor, and their SHA-256.
+
+It knows nothing about the layout of the run that wrote it: each piece says which elements of the
+flattened logical tensor it holds, so that any reader can assemble any range.
+"""
+
+import hashlib
+import json
+import math
+import reprlib
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ... import UserError
+
+FORMAT = "moelstrom-checkpoint"
+VERSION = 1
+FIX = "resume from an older checkpoint, or restore this file from a copy"
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+MAX_BYTES = 2**62
+Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
+Name = Annotated[str, Field(min_length=1, max_length=1024)]
+# A bare name: no separators and no leading dot, so a file can never lie outside its folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.safetensors$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Piece(_Strict):
+    """Elements [offset, offset + numel) of a flattened logical tensor, under `key` in `file`."""
+
+    file: FileName
+    key: Name
+    offset: Count
+    numel: Annotated[int, Field(ge=1, le=MAX_BYTES)]
+    sha256: Sha256
+    """Of the raw little-endian bytes."""
+
+    @property
+    def end(self) -> int:
+        """One past the last element."""
+        return self.offset + self.numel
+
+
+class TensorEntry(_Strict):
+    """One logical tensor; `pieces` ascend and hold every element exactly once."""
+
+    dtype: str
+    shape: Annotated[list[Count], Field(max_length=16)]
+    pieces: list[Piece]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.dtype].itemsize
+
+    @model_validator(mode="after")
+    def _check(self) -> "TensorEntry":
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.numel * self.itemsize > MAX_BYTES:
+            raise ValueError(f"shape {self.shape} is too large to be real")
+        self.pieces.sort(key=lambda piece: piece.offset)
+        _check_cover(self.pieces, self.numel)
+        return self
+
+
+class Manifest(_Strict):
+    """Everything a checkpoint holds."""
+
+    format: Literal["moelstrom-checkpoint"] = "moelstrom-checkpoint"
+    version: Literal[1] = 1
+    step: Count
+    meta: dict[str, Any]
+    files: dict[FileName, Count]
+    """Size of each file in bytes."""
+    tensors: dict[Name, TensorEntry]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        held = dict.fromkeys(self.files, 0)
+        seen: set[tuple[str, str]] = set()
+        for name, tensor in self.tensors.items():
+            for piece in tensor.pieces:
+                _check_piece(name, piece, held, seen)
+                held[piece.file] += piece.numel * tensor.itemsize
+        for file, size in self.files.items():
+            if held[file] > size:
+                raise ValueError(f"pieces of {held[file]} bytes do not fit in {file}: {size} bytes")
+        return self
+
+
+def _check_cover(pieces: list[Piece], numel: int) -> None:
+    end = 0
+    for piece in pieces:
+        if piece.offset != end:
+            kind = "missing" if piece.offset > end else "held twice"
+            first, last = sorted((end, piece.offset))
+            raise ValueError(f"elements [{first}, {last}) are {kind}")
+        end = piece.end
+    if end < numel:
+        raise ValueError(f"elements [{end}, {numel}) are missing")
+    if end > numel:
+        raise ValueError(f"a piece ends at {end}, but the tensor has {numel} elements")
+
+
+def _check_piece(
+    name: str, piece: Piece, files: dict[str, int], seen: set[tuple[str, str]]
+) -> None:
+    if piece.file not in files:
+        raise ValueError(f"tensor {name!r} lies in {piece.file}, which `files` does not list")
+    if (piece.file, piece.key) in seen:
+        raise ValueError(f"two pieces share key {piece.key!r} of {piece.file}")
+    seen.add((piece.file, piece.key))
+
+
+def digest(data: torch.Tensor) -> str:
+    """SHA-256 (hex) of a contiguous 1-D CPU tensor's raw bytes."""
+    return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest()
+
+
+def dump(manifest: Manifest) -> bytes:
+    """The manifest as JSON bytes."""
+    return json.dumps(manifest.model_dump(), allow_nan=False, separators=(",", ":")).encode()
+
+
+def parse(text: bytes, source: str) -> Manifest:
+    """Read and check a manifest; `source` names its file in errors.
+
+    Raises UserError for anything that is not a valid manifest of this version.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not a valid manifest ({error}): {FIX}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{source}: not a manifest of a {FORMAT}: {FIX}")
+    if data.get("version") != VERSION:
+        raise UserError(
+            f"{source}: version {reprlib.repr(data.get('version'))}, but this moelstrom "
+            f"reads version {VERSION}: use the moelstrom that wrote it"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error)}: {FIX}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem as one line: field, reason, value."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in ("value_error", "missing"):
+        reason = f"{reason}, not {reprlib.repr(first['input'])}"
+    return f"{where}: {reason}" if where else reason
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {reprlib.repr(twice)} appears twice")
+    return result
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,224 @@
+"""Read checkpoints: any range of any logical tensor, checked against its SHA-256."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ... import UserError
+from . import folder as disk
+from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, digest, parse
+
+HASH_THREADS = min(8, os.cpu_count() or 1)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a checkpoint says of one logical tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """One complete checkpoint; `tensors` names every logical tensor, with dtype and shape.
+
+    Opening it checks the marker, the manifest and the size of every file, not yet the data: each
+    piece is hashed when it is first read. Files are memory-mapped, so a narrow range of a checked
+    piece costs only its own bytes.
+
+    Raises UserError, naming the file and what to do, for anything incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._manifest = _load_manifest(self.folder)
+        for name, size in self._manifest.files.items():
+            _check_size(self.folder / name, size)
+        self.tensors = {
+            name: TensorInfo(DTYPES[entry.dtype], tuple(entry.shape))
+            for name, entry in self._manifest.tensors.items()
+        }
+        self._files: dict[str, Any] = {}
+        self._verified: set[tuple[str, str]] = set()
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which it was saved."""
+        return self._manifest.step
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The JSON object given to `Saver.save`."""
+        return self._manifest.meta
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        entries = self._manifest.tensors.values()
+        return sum(entry.numel * entry.itemsize for entry in entries)
+
+    def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
+        """Elements [offset, offset + numel) of the flattened tensor, as a new 1-D CPU tensor.
+
+        `numel` None reads to the end. Raises UserError for a tensor or range that the checkpoint
+        does not hold, and for a piece whose SHA-256 differs from the manifest's.
+        """
+        entry = self._entry(name)
+        end = entry.numel if numel is None else offset + numel
+        if not 0 <= offset <= end <= entry.numel:
+            raise UserError(
+                f"{self.folder}: {name!r} has {entry.numel} elements, [{offset}, {end}) was asked: "
+                "the model in the config differs from the one that was saved"
+            )
+        result = torch.empty(end - offset, dtype=DTYPES[entry.dtype])
+        for piece in entry.pieces:
+            first, last = max(offset, piece.offset), min(end, piece.end)
+            if first < last:
+                data = self._data(name, entry, piece)[first - piece.offset : last - piece.offset]
+                result[first - offset : last - offset] = data
+        return result
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Check every piece; `progress(done, total)` gets bytes. Raises UserError on damage."""
+        done, total = 0, self.nbytes
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            for nbytes in pool.map(lambda item: self._data(*item).nbytes, self._pieces()):
+                done += nbytes
+                if progress:
+                    progress(done, total)
+
+    def _pieces(self) -> Iterator[tuple[str, TensorEntry, Piece]]:
+        for name, entry in self._manifest.tensors.items():
+            for piece in entry.pieces:
+                yield name, entry, piece
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self._manifest.tensors.get(name)
+        if entry is None:
+            raise UserError(
+                f"{self.folder}: no tensor {name!r}: the model or optimizer in the config differs "
+                "from the one that was saved"
+            )
+        return entry
+
+    def _data(self, name: str, entry: TensorEntry, piece: Piece) -> torch.Tensor:
+        """The piece as a memory-mapped tensor, hashed if this is its first use."""
+        try:
+            data = self._open(piece.file).get_tensor(piece.key)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._damaged(name, piece, str(error)) from None
+        if data.dtype != DTYPES[entry.dtype] or tuple(data.shape) != (piece.numel,):
+            raise self._damaged(name, piece, f"it is {data.dtype} {list(data.shape)}")
+        if (piece.file, piece.key) not in self._verified:
+            if digest(data) != piece.sha256:
+                raise self._damaged(name, piece, "SHA-256 differs from the manifest's")
+            self._verified.add((piece.file, piece.key))
+        return data
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            self._files[file] = safe_open(self.folder / file, framework="pt", device="cpu")
+        return self._files[file]
+
+    def _damaged(self, name: str, piece: Piece, why: str) -> UserError:
+        last = piece.offset + piece.numel
+        return UserError(
+            f"{self.folder / piece.file}: damaged at {name!r} [{piece.offset}, {last}), or not the "
+            f"file that was saved ({why}): {FIX}"
+        )
+
+
+def verify(folder: Path | str, progress: Callable[[int, int], None] | None = None) -> Reader:
+    """Open a checkpoint and check all its data. Raises UserError on any damage."""
+    reader = Reader(folder)
+    reader.verify(progress)
+    return reader
+
+
+def complete(path: Path | str) -> list[Path]:
+    """The complete checkpoints under `path`, ascending by step; their data is not hashed."""
+    return [folder for folder in disk.step_folders(Path(path)) if _problem(folder) is None]
+
+
+def latest(path: Path | str) -> Path | None:
+    """The newest complete checkpoint; newer incomplete ones are logged as a warning."""
+    for folder in reversed(disk.step_folders(Path(path))):
+        problem = _problem(folder)
+        if problem is None:
+            return folder
+        _log.warning("skipping checkpoint: %s", problem)
+    return None
+
+
+def choose(path: Path | str, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose data all verifies; `report` gets a line for each one skipped.
+
+    Deletes nothing. None if no save was ever committed. Raises UserError if saves were committed
+    but every one is damaged: starting over silently would waste the run.
+    """
+    folders = disk.step_folders(Path(path))
+    for folder in reversed(folders):
+        problem = _problem(folder, data=True)
+        if problem is None:
+            return folder
+        report(f"skipping checkpoint: {problem}")
+    damaged = [folder.name for folder in folders if (folder / disk.MARKER).exists()]
+    if damaged:
+        raise UserError(
+            f"{path}: every committed checkpoint is damaged ({', '.join(damaged)}): restore one, "
+            "or set checkpoint.path to a new folder to start over"
+        )
+    return None
+
+
+def _problem(folder: Path, data: bool = False) -> str | None:
+    """Why the checkpoint cannot be used, or None; `data` also checks every piece."""
+    try:
+        reader = Reader(folder)
+        if disk.step_of(folder) != reader.step:
+            return f"{folder}: holds step {reader.step}: give the folder its own step's name"
+        if data:
+            reader.verify()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _load_manifest(folder: Path) -> Manifest:
+    marker = _read(folder / disk.MARKER, f"the save never finished: {FIX}")
+    text = _read(folder / disk.MANIFEST, FIX)
+    if marker != disk.marker_text(text).encode():
+        raise UserError(
+            f"{folder / disk.MANIFEST}: does not match {disk.MARKER}; it was edited, or comes from "
+            f"another save: {FIX}"
+        )
+    return parse(text, str(folder / disk.MANIFEST))
+
+
+def _read(file: Path, fix: str) -> bytes:
+    try:
+        disk.regular_size(file)
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({_reason(error)}): {fix}") from None
+
+
+def _check_size(file: Path, size: int) -> None:
+    try:
+        found = disk.regular_size(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({_reason(error)}): {FIX}") from None
+    if found != size:
+        raise UserError(f"{file}: {found} bytes, but {size} were saved: {FIX}")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,66 @@
+"""Full softmax attention with grouped queries, inside each document."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from ..config import ModelConfig
+from .base import Context
+from .rope import apply_rope
+
+# Uncompiled FlexAttention materialises all scores; dynamic=False gives the fastest kernels.
+_flex = torch.compile(flex_attention, dynamic=False)
+_block_mask = torch.compile(create_block_mask)
+
+
+def document_mask(documents: torch.Tensor) -> Any:
+    """What `attend` needs to keep `documents` [B, S] apart and causal (see Context.mask)."""
+    batch, length = documents.shape
+    if documents.is_cuda:
+
+        def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
+            return (q >= k) & (documents[b, q] == documents[b, k])
+
+        return _block_mask(visible, batch, None, length, length, device=str(documents.device))
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return ((documents.unsqueeze(2) == documents.unsqueeze(1)) & causal).unsqueeze(1)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
+    """Softmax attention: `q` [B, H, S, d], `k` and `v` [B, KV, S, d], H a multiple of KV."""
+    grouped = q.shape[1] != k.shape[1]
+    if q.is_cuda:
+        return _flex(q, k, v, block_mask=mask, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245), RoPE, optional RMSNorm on queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, h, kv = config.head_dim, config.num_heads, config.num_kv_heads
+        self.heads = (h, kv, kv)
+        self.head_dim, self.eps = d, config.norm_eps
+        self.q = nn.Parameter(torch.empty(h * d, config.hidden_size))
+        self.k = nn.Parameter(torch.empty(kv * d, config.hidden_size))
+        self.v = nn.Parameter(torch.empty(kv * d, config.hidden_size))
+        self.o = nn.Parameter(torch.empty(config.hidden_size, h * d))
+        self.q_norm = nn.Parameter(torch.ones(d)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(d)) if config.qk_norm else None
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """[B, S, D] to [B, S, D]."""
+        q, k, v = (
+            F.linear(x, w).unflatten(-1, (n, self.head_dim))
+            for w, n in zip((self.q, self.k, self.v), self.heads, strict=True)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q = F.rms_norm(q, (self.head_dim,), self.q_norm, self.eps)
+            k = F.rms_norm(k, (self.head_dim,), self.k_norm, self.eps)
+        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask)
+        return F.linear(y.transpose(1, 2).flatten(2), self.o)

@@ -1,0 +1,190 @@
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moelstrom import UserError
+from moelstrom.launch.data import prepare as module
+from moelstrom.launch.data.config import DataConfig
+from moelstrom.launch.data.corpus import Document, Source
+from moelstrom.launch.data.dataset import Dataset
+from moelstrom.launch.data.prepare import ensure_default, load_dataset, prepare
+from moelstrom.launch.data.tokenizer import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+
+
+def write_texts(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    lines = (json.dumps({"text": text}) for text in texts)
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def texts_of(dataset: Dataset, domain: str, split: str) -> list[str]:
+    reader = dataset.open(domain, split)  # type: ignore[arg-type]
+    documents = [reader[i] for i in range(len(reader))]
+    assert all(document[-1] == 256 for document in documents)
+    return [bytes(document[:-1].tolist()).decode() for document in documents]
+
+
+@pytest.fixture
+def small_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default corpus cut to a hundred files, for speed."""
+    whole = module.python_sources()
+    monkeypatch.setattr(
+        module,
+        "python_sources",
+        lambda: {name: Source(source.files[:100], source.read) for name, source in whole.items()},
+    )
+
+
+def test_every_document_is_in_one_split_once(tmp_path: Path) -> None:
+    texts = [f"document {i} é" for i in range(300)]
+    folder = write_texts(tmp_path / "in", texts + texts[:50] + ["", "  \n"])
+    dataset = prepare(tmp_path / "out", {"a": folder, "b": folder}, TOKENIZER, valid_fraction=0.1)
+    for domain in ("a", "b"):
+        train, valid = (texts_of(dataset, domain, split) for split in ("train", "valid"))
+        assert sorted(train + valid) == sorted(texts)
+        assert 10 < len(valid) < 60
+        info = dataset.manifest.domains[domain]
+        assert info.duplicates == 50
+        assert info.train.documents == len(train)
+        assert info.train.tokens == sum(len(text.encode()) + 1 for text in train)
+    # The same text in two domains is held out of both.
+    assert texts_of(dataset, "a", "valid") == texts_of(dataset, "b", "valid")
+    assert dataset.open("a", "train").dtype == np.uint16
+
+
+def test_split_does_not_depend_on_the_other_documents(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(200)]
+    first = write_texts(tmp_path / "1", texts)
+    second = write_texts(tmp_path / "2", texts[::-1] + ["another"])
+    held_out = []
+    for name, folder in (("x", first), ("y", second)):
+        dataset = prepare(tmp_path / name, {"a": folder}, TOKENIZER, valid_fraction=0.1)
+        held_out.append(set(texts_of(dataset, "a", "valid")))
+    assert held_out[0] == held_out[1] - {"another"}
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(200)]
+    prints = []
+    for name, content in (("1", texts), ("2", texts), ("3", [*texts, "more"])):
+        folder = write_texts(tmp_path / "in" / name, content)
+        prints.append(prepare(tmp_path / name, {"a": folder}, TOKENIZER).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_group_is_held_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document(f"{i} of {i % 40}", 0, f"group {i % 40}") for i in range(400)]
+    source = Source([Path(__file__)], lambda file, skip: iter(documents))
+    monkeypatch.setattr(module, "python_sources", lambda: {"a": source})
+    monkeypatch.setattr(module, "VALID_FRACTION", 0.3)
+    dataset = ensure_default(tmp_path / "out", TOKENIZER)
+    train, valid = (
+        {text.split()[-1] for text in texts_of(dataset, "a", split)} for split in ("train", "valid")
+    )
+    assert train and valid
+    assert not train & valid
+
+
+def test_refuses_what_is_there(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "in", [f"document {i}" for i in range(200)])
+    (tmp_path / "empty").mkdir()
+    prepare(tmp_path / "empty", {"a": folder}, TOKENIZER)
+    before = (tmp_path / "empty" / "dataset.json").read_bytes()
+    with pytest.raises(UserError, match="empty: a dataset is there already"):
+        prepare(tmp_path / "empty", {"a": folder}, TOKENIZER)
+    assert (tmp_path / "empty" / "dataset.json").read_bytes() == before
+    for make in (
+        lambda: prepare(folder, {"a": folder}, TOKENIZER),
+        lambda: ensure_default(folder, TOKENIZER),
+    ):
+        with pytest.raises(UserError, match="in: it exists and is no empty folder"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("texts", "fraction", "message"),
+    [
+        ([" "], 0.1, "domain a: no text found; give UTF-8"),
+        (["x"], 1e-9, "domain a: the valid split is empty: .* 1 documents; raise it"),
+        (["x"], 0.999999999, "domain a: the train split is empty: .*; lower it"),
+        (["x"], 1.0, "valid_fraction: 1.0 is not between"),
+    ],
+)
+def test_useless_input_leaves_nothing(
+    tmp_path: Path, texts: list[str], fraction: float, message: str
+) -> None:
+    folder = write_texts(tmp_path / "in", texts)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "out", {"a": folder}, TOKENIZER, valid_fraction=fraction)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="domain '../x'"):
+        prepare(tmp_path / "out", {"../x": tmp_path}, TOKENIZER)
+    with pytest.raises(UserError, match="domains: none given"):
+        prepare(tmp_path / "out", {}, TOKENIZER)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.bin").write_bytes(b"\0")
+    with pytest.raises(UserError, match=r"no text found \(skipped 1: .*x\.bin: a binary file\)"):
+        prepare(tmp_path / "out", {"a": tmp_path / "in"}, TOKENIZER)
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "in", [f"document {i}" for i in range(200)])
+    with pytest.raises(UserError, match=r"docs\.jsonl/out: cannot write the dataset"):
+        prepare(folder / "docs.jsonl" / "out", {"a": folder}, TOKENIZER)
+
+
+@pytest.mark.usefixtures("small_python")
+def test_many_at_once_share_one_dataset(tmp_path: Path) -> None:
+    prints: list[str] = []
+    barrier = threading.Barrier(3)
+
+    def work() -> None:
+        barrier.wait()
+        prints.append(ensure_default(tmp_path / "data", TOKENIZER).fingerprint)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(prints) == 3
+    assert len(set(prints)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.usefixtures("small_python")
+def test_load_prepares_the_default_corpus_only_when_asked(tmp_path: Path) -> None:
+    path = str(tmp_path / "data")
+    with pytest.raises(UserError, match=r"data\.path: .*data is not a folder; .* corpus: python"):
+        load_dataset(DataConfig(path=path))
+    dataset = load_dataset(DataConfig(path=path, corpus="python"))
+    assert dataset.domains == ("code", "prose")
+    assert load_dataset(DataConfig(path=path)).fingerprint == dataset.fingerprint
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data\.tokenizer: .*t\.json did not make the dataset"):
+        load_dataset(DataConfig(path=path, tokenizer=str(tmp_path / "t.json")))
+
+
+def test_damaged_dataset_is_named(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "in", [f"document {i}" for i in range(200)])
+    dataset = prepare(tmp_path / "out", {"a": folder}, TOKENIZER)
+    for kind in ("bin", "idx"):
+        other = tmp_path / "out" / f"a-valid.{kind}"
+        other.replace(tmp_path / "out" / f"a-train.{kind}")
+    with pytest.raises(UserError, match=r"a-train\.bin: it has .* but dataset\.json says"):
+        dataset.open("a", "train")
+    manifest = tmp_path / "out" / "dataset.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(UserError, match=r"dataset\.json: format_version: Input should be 1"):
+        Dataset(tmp_path / "out")
+    manifest.unlink()
+    with pytest.raises(UserError, match=r"out has no dataset\.json"):
+        Dataset(tmp_path / "out")

@@ -1,0 +1,93 @@
+"""Expert parallelism changes where experts live, not one value."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+
+from moelstrom.moe.batch import IGNORE, Batch
+from moelstrom.moe.build import build_model
+from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
+from moelstrom.moe.engines.metrics import Tally, count_totals
+from moelstrom.moe.layout import Groups
+from moelstrom.moe.naming import is_expert, to_shards, logical_tensors
+
+VOCAB, LENGTH, ROWS = 48, 12, 4
+
+
+def config(**moe: object) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        ffn_size=24,
+        pattern=("attention/dense", "attention/moe"),
+        qk_norm=True,
+        rope_fraction=0.5,
+        moe=MoEConfig(**{"num_experts": 4, "top_k": 2, "expert_size": 8, **moe}),
+    )
+
+
+def global_batch() -> Batch:
+    g = torch.Generator().manual_seed(5)
+    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=g)
+    targets = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=g)
+    targets[0, 3] = targets[2, :5] = IGNORE
+    documents = torch.arange(LENGTH).div(5, rounding_mode="floor").int().expand(ROWS, -1)
+    return Batch(tokens, targets, documents.contiguous())
+
+
+def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> dict:
+    """Global loss, counts and every canonical gradient, from this layout's ranks."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    groups = Groups(LayoutConfig(dp=world, ep=ep))
+    model = build_model(model_config, groups, seed=7)
+    if bias is not None:
+        model.layers[1].ffn.router.bias.copy_(torch.tensor(bias))
+    share = ROWS // world
+    whole = global_batch()
+    rows = slice(rank * share, (rank + 1) * share)
+    batch = Batch(whole.tokens[rows], whole.targets[rows], whole.documents[rows])
+    totals = count_totals([batch], groups, torch.device("cpu"))
+    out = model(batch)
+    totals.loss(out).backward()
+    tally = Tally()
+    tally.add(out)
+    loss, aux, counts = tally.reduce(groups)
+    result = {"loss": loss, "aux": aux, "counts": counts.double()}
+    for name, p in model.named_parameters():
+        team = groups.edp if is_expert(p) else groups.dp
+        grad = torch.zeros_like(p) if p.grad is None else p.grad.contiguous()
+        dist.all_reduce(grad, group=team.group)
+        for shard in to_shards("g", logical_tensors(name, p), 0, grad.flatten()):
+            result[shard.name] = shard.data.clone()
+    return result
+
+
+CASES = {
+    "balanced": ({}, None),
+    "sigmoid, shared": ({"score": "sigmoid", "shared_expert_size": 8}, None),
+    "batch scope": ({"balance_scope": "batch"}, None),
+    "empty experts": ({"top_k": 1}, [0.0, 9.0, 0.0, 9.0]),
+    "one takes all": ({"top_k": 1}, [0.0, 0.0, 9.0, 0.0]),
+    "raw weights": ({"normalize_top_k": False, "top_k": 3}, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ep2_equals_ep1(case: str) -> None:
+    moe, bias = CASES[case]
+    (one,) = run_ranks(1, gradients, config(**moe), 1, bias)
+    split = run_ranks(2, gradients, config(**moe), 2, bias)
+    plain = run_ranks(2, gradients, config(**moe), 1, bias)
+    assert one["counts"].sum() == ROWS * LENGTH * config(**moe).moe.top_k
+    if bias is not None:
+        assert (one["counts"] == 0).any()
+    merged = {**split[0], **split[1]}
+    assert set(merged) == set(one) == set(plain[0])
+    for name, value in one.items():
+        torch.testing.assert_close(merged[name], value, rtol=2e-5, atol=2e-6, msg=name)
+        torch.testing.assert_close(plain[0][name], value, rtol=2e-5, atol=2e-6, msg=name)
