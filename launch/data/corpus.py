@@ -2,8 +2,9 @@
 
 import ast
 import json
+import os
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +75,11 @@ def folder_source(domain: str, path: Path) -> Source:
     """Text files below `path`, or the one file `path`, in the order of their names.
 
     A `.jsonl` holds one document per line, in its field `text`; any other file is one document.
-    Hidden files are left out. Raises UserError if there is no file.
+    Hidden files and linked folders are left out. Raises UserError if there is no file.
     """
     if not path.exists():
         raise UserError(f"domain {domain}: {path} does not exist; give a folder of text files")
-    files = [path] if path.is_file() else _visible_files(path)
+    files = [path] if path.is_file() else _walk(path)
     if not files:
         raise UserError(f"domain {domain}: {path} holds no file; give a folder of text files")
     return Source(files, _read_text)
@@ -88,8 +89,8 @@ def python_sources() -> Mapping[str, Source]:
     """The default corpus, of this interpreter: standard library code, and its documentation."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files, size = [], 0
-    for file in _visible_files(root):
-        if file.suffix != ".py" or not _is_code(file.relative_to(root)):
+    for file in _walk(root, without=NOT_CODE):
+        if not _is_code(file.relative_to(root)):
             continue
         size += file.stat().st_size
         if size > MAX_CODE_BYTES:
@@ -107,18 +108,24 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _visible_files(root: Path) -> list[Path]:
-    def visible(file: Path) -> bool:
-        return not any(part.startswith(".") for part in file.relative_to(root).parts)
+def _walk(root: Path, *, without: Collection[str] = ()) -> list[Path]:
+    """Sorted visible files below `root`; linked folders and those named in `without` are not
+    entered. Raises UserError for a folder that cannot be read."""
 
-    return sorted(file for file in root.rglob("*") if file.is_file() and visible(file))
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix its permissions")
+
+    found = []
+    for folder, children, names in os.walk(root, onerror=fail):
+        children[:] = [c for c in children if not c.startswith(".") and c not in without]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
 
 
 def _is_code(relative: Path) -> bool:
-    if NOT_CODE.intersection(relative.parts) or relative.parts[0] in TABLES:
-        return False
-    # The build's own variables: they differ between machines.
-    return not relative.name.startswith("_sysconfigdata")
+    # _sysconfigdata holds the build's own variables, which differ between machines.
+    generated = relative.parts[0] in TABLES or relative.name.startswith("_sysconfigdata")
+    return relative.suffix == ".py" and not generated
 
 
 def _read_text(file: Path, skip: Skip) -> Iterator[Document]:

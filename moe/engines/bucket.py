@@ -63,9 +63,9 @@ def _place(runs: list[tuple[int, str, nn.Parameter, int, int]], shard: int) -> l
     pieces: list[Piece] = []
     position, current = 0, 0
     for owner, name, p, start, size in runs:
+        last = pieces[-1] if pieces and owner == current else None
         if owner != current:
             position, current = owner * shard, owner
-        last = pieces[-1] if pieces else None
         if last and last.name == name and last.position + last.numel == position:
             pieces[-1] = Piece(name, p, last.start, last.numel + size, last.position)
         else:

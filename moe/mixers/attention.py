@@ -1,19 +1,24 @@
 """Full softmax attention with grouped queries, inside each document."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from ..config import ModelConfig
 from .base import Context
 from .rope import apply_rope
 
-# Uncompiled FlexAttention materialises all scores; dynamic=False gives the fastest kernels.
-_flex = torch.compile(flex_attention, dynamic=False)
-_block_mask = torch.compile(create_block_mask)
+
+@cache
+def _flex() -> tuple[Any, Any]:
+    """Compiled (attention, block mask); uncompiled, FlexAttention stores all scores. Imported on
+    first use: only GPUs take it, and the compiler's import takes seconds."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask)
 
 
 def document_mask(documents: torch.Tensor) -> Any:
@@ -24,7 +29,7 @@ def document_mask(documents: torch.Tensor) -> Any:
         def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
             return (q >= k) & (documents[b, q] == documents[b, k])
 
-        return _block_mask(visible, batch, None, length, length, device=str(documents.device))
+        return _flex()[1](visible, batch, None, length, length, device=str(documents.device))
     causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
     return ((documents.unsqueeze(2) == documents.unsqueeze(1)) & causal).unsqueeze(1)
 
@@ -33,7 +38,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torc
     """Softmax attention: `q` [B, H, S, d], `k` and `v` [B, KV, S, d], H a multiple of KV."""
     grouped = q.shape[1] != k.shape[1]
     if q.is_cuda:
-        return _flex(q, k, v, block_mask=mask, enable_gqa=grouped)
+        return _flex()[0](q, k, v, block_mask=mask, enable_gqa=grouped)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 

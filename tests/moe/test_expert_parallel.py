@@ -10,7 +10,7 @@ from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
 from moelstrom.moe.engines.metrics import Tally, count_totals
 from moelstrom.moe.layout import Groups
-from moelstrom.moe.naming import is_expert, to_shards, logical_tensors
+from moelstrom.moe.naming import is_expert, logical_tensors, to_shards
 
 VOCAB, LENGTH, ROWS = 48, 12, 4
 
@@ -77,17 +77,27 @@ CASES = {
 }
 
 
+def all_gradients(ep: int) -> dict[str, dict]:
+    return {case: gradients(config(**moe), ep, bias) for case, (moe, bias) in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def layouts() -> tuple[list, list, list]:
+    """Every case on one rank, on two with expert parallelism, on two without."""
+    return run_ranks(1, all_gradients, 1), run_ranks(2, all_gradients, 2), run_ranks(
+        2, all_gradients, 1
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_ep2_equals_ep1(case: str) -> None:
+def test_ep2_equals_ep1(layouts: tuple[list, list, list], case: str) -> None:
     moe, bias = CASES[case]
-    (one,) = run_ranks(1, gradients, config(**moe), 1, bias)
-    split = run_ranks(2, gradients, config(**moe), 2, bias)
-    plain = run_ranks(2, gradients, config(**moe), 1, bias)
-    assert one["counts"].sum() == ROWS * LENGTH * config(**moe).moe.top_k
-    if bias is not None:
-        assert (one["counts"] == 0).any()
+    one, split, plain = ([rank[case] for rank in ranks] for ranks in layouts)
+    reference = one[0]
+    assert reference["counts"].sum() == ROWS * LENGTH * config(**moe).moe.top_k
+    assert (bias is not None) == bool((reference["counts"] == 0).any())
     merged = {**split[0], **split[1]}
-    assert set(merged) == set(one) == set(plain[0])
-    for name, value in one.items():
-        torch.testing.assert_close(merged[name], value, rtol=2e-5, atol=2e-6, msg=name)
-        torch.testing.assert_close(plain[0][name], value, rtol=2e-5, atol=2e-6, msg=name)
+    assert set(merged) == set(reference) == set(plain[0])
+    for name, value in reference.items():
+        for got in (merged[name], plain[0][name]):
+            torch.testing.assert_close(got, value, rtol=2e-5, atol=2e-6, msg=name)

@@ -32,5 +32,5 @@ def test_microbatches() -> None:
     assert microbatches(64, 8, 4) == 2
     with pytest.raises(UserError, match=r"data\.global_batch_size: 64 .* dp 3; set it to 48 or 72"):
         microbatches(64, 8, 3)
-    with pytest.raises(UserError, match="set it to 128$"):
+    with pytest.raises(UserError, match=r"set it to 128$"):
         microbatches(64, 8, 16)

@@ -32,9 +32,9 @@ def test_one_file(tmp_path: Path) -> None:
 
 
 def test_missing_or_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="domain web: .*none does not exist"):
+    with pytest.raises(UserError, match=r"domain web: .*none does not exist"):
         folder_source("web", tmp_path / "none")
-    with pytest.raises(UserError, match="domain web: .* holds no file"):
+    with pytest.raises(UserError, match=r"domain web: .* holds no file"):
         folder_source("web", tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_round_trip(dtype: np.dtype, documents: list[list[int]]) -> None:
         write(prefix, [np.array(document, dtype=np.int64) for document in documents], dtype)
         reader = IndexedReader(prefix)
         assert [reader[i].tolist() for i in range(len(reader))] == documents
-        assert reader.tokens.tolist() == sum(documents, [])
+        assert reader.tokens.tolist() == [token for document in documents for token in document]
         assert sorted(path.name for path in prefix.parent.iterdir()) == ["x.bin", "x.idx"]
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -200,7 +201,7 @@ def test_valid_is_the_same_text_for_every_layout(path: str, size: int, batches: 
     targets = torch.cat([batch.targets for batch in groups]).reshape(-1)
     tokens = torch.cat([batch.tokens for batch in groups]).reshape(-1)
     assert tokens[:end].tolist() == stored[:end]
-    expected = [b if a != 256 else IGNORE for a, b in zip(stored[:end], stored[1:], strict=False)]
+    expected = [b if a != 256 else IGNORE for a, b in itertools.pairwise(stored[: end + 1])]
     assert targets[:end].tolist() == expected
     assert (targets[end:] == IGNORE).all()
 
@@ -237,5 +238,5 @@ def test_config_errors_name_the_field(path: str) -> None:
         load(path, seq_len=100_000)
     with pytest.raises(UserError, match=r"data\.global_batch_size: 24 .* dp 5"):
         load(path, 0, 5)
-    with pytest.raises(UserError, match="domain code: .* holds low, up"):
+    with pytest.raises(UserError, match=r"domain code: .* holds low, up"):
         load(path).valid("code", 1)

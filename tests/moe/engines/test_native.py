@@ -74,12 +74,20 @@ def losses(opts: EngineOptions, rows: int, steps: int) -> list[tuple[float, floa
     return [(m.loss, m.grad_norm) for m in metrics]
 
 
+VARIANTS = ((1, 0, 2), (1, 1, 4), (2, 0, 4), (2, 1, 1))
+"""(ep, zero, micro-batch) of two data-parallel ranks."""
+
+
+def two_rank_losses(optimizer: str) -> list:
+    return [losses(options(optimizer, 2, ep, zero), rows, 5) for ep, zero, rows in VARIANTS]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_layouts_agree(optimizer: str) -> None:
     (reference,) = run_ranks(1, losses, options(optimizer, 1, 1, 1), 4, 5)
     assert reference[-1] != reference[0]
-    for ep, zero, rows in ((1, 0, 2), (1, 1, 4), (2, 0, 4), (2, 1, 1)):
-        for got in run_ranks(2, losses, options(optimizer, 2, ep, zero), rows, 5):
+    for rank in run_ranks(2, two_rank_losses, optimizer):
+        for got in rank:
             torch.testing.assert_close(
                 torch.tensor(got), torch.tensor(reference), rtol=2e-4, atol=1e-5
             )
@@ -106,15 +114,25 @@ def _plain(engine) -> list:
     return [(s.name, s.offset, s.data.clone()) for s in engine.export_state()]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("dp", "ep", "zero"), [(1, 1, 0), (2, 2, 1), (2, 1, 1)])
-def test_resume_is_bitwise(
-    tmp_path: Path, optimizer: str, precision: str, dp: int, ep: int, zero: int
-) -> None:
-    opts = options(optimizer, dp, ep, zero, precision)
-    for straight, resumed, state, again in run_ranks(dp, resume, opts, tmp_path, 2):
-        assert straight == resumed
-        for (name, offset, a), (name2, offset2, b) in zip(state, again, strict=True):
-            assert (name, offset) == (name2, offset2)
-            assert torch.equal(a, b), name
+def resume_all(path: Path, dp: int) -> dict[tuple, tuple]:
+    layouts = [(1, 0)] if dp == 1 else [(2, 1), (1, 1), (1, 0)]
+    return {
+        (optimizer, precision, ep, zero): resume(
+            options(optimizer, dp, ep, zero, precision),
+            path / f"{optimizer}-{precision}-{ep}-{zero}",
+            2,
+        )
+        for optimizer in ("adamw", "muon")
+        for precision in ("fp32", "bf16")
+        for ep, zero in layouts
+    }
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_resume_is_bitwise(tmp_path: Path, dp: int) -> None:
+    for rank in run_ranks(dp, resume_all, tmp_path, dp):
+        for case, (straight, resumed, state, again) in rank.items():
+            assert straight == resumed, case
+            for (name, offset, a), (name2, offset2, b) in zip(state, again, strict=True):
+                assert (name, offset) == (name2, offset2)
+                assert torch.equal(a, b), (case, name)
