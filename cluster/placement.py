@@ -43,9 +43,19 @@ def describe_placement(world_size: int, config: ClusterConfig) -> list[Slot]:
     else:
         with ray_session(config, world_size):
             nodes = live_nodes()
+    return place_ranks(nodes, world_size, config)
+
+
+def place_ranks(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> list[Slot]:
+    """The forecast for given, idle nodes. Raises UserError when the group can never fit."""
     check_fits(nodes, world_size, config)
-    counts = _spread(nodes, world_size, config)
-    return _slots(nodes, counts, gpus_per_worker(nodes, config))
+    gpus = gpus_per_worker(nodes, config)
+    counts = _spread([n.room(config.cpus_per_worker, gpus) for n in nodes], world_size, config)
+    slots: list[Slot] = []
+    for node, count in zip(nodes, counts, strict=True):
+        for local in range(count):
+            slots.append(Slot(len(slots), node.name, str(local) if gpus else "cpu"))
+    return slots
 
 
 def live_nodes() -> list[Node]:
@@ -100,27 +110,16 @@ def _local_node(cpus: int) -> Node:
     return Node(socket.gethostname(), cpus, device_count())
 
 
-def _spread(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> list[int]:
+def _spread(rooms: Sequence[int], world_size: int, config: ClusterConfig) -> list[int]:
     """Workers per node: nodes filled one after the other, or one at a time in turn."""
-    gpus = gpus_per_worker(nodes, config)
-    rooms = [node.room(config.cpus_per_worker, gpus) for node in nodes]
-    counts = [0] * len(nodes)
+    counts = [0] * len(rooms)
     if config.strategy == "STRICT_PACK":
         counts[rooms.index(max(rooms))] = world_size
         return counts
     while sum(counts) < world_size:
-        open_nodes = [i for i in range(len(nodes)) if counts[i] < rooms[i]]
+        open_nodes = [i for i, room in enumerate(rooms) if counts[i] < room]
         if "SPREAD" in config.strategy:
             counts[min(open_nodes, key=lambda i: counts[i])] += 1
         else:
             counts[open_nodes[0]] += 1
     return counts
-
-
-def _slots(nodes: Sequence[Node], counts: Sequence[int], gpus: int) -> list[Slot]:
-    slots: list[Slot] = []
-    for node, count in zip(nodes, counts, strict=True):
-        for local in range(count):
-            device = str(local) if gpus else "cpu"
-            slots.append(Slot(len(slots), node.name, device))
-    return slots

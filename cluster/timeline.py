@@ -15,8 +15,8 @@ class Timeline:
     `regrouped` (all processes started again), `resumed` (first step after it), last `ended`.
 
     Each is an event {"kind": "timeline", "phase", "time", "restart", "seconds" (since the phase
-    before), "since_fault_s" (after a fault), and its own fields}, given to `on_event` and
-    appended to `<log_dir>/supervisor.jsonl`.
+    before), "since_fault_s" (from a fault until work resumed), and its own fields}, given to
+    `on_event` and appended to `<log_dir>/supervisor.jsonl`.
     """
 
     def __init__(self, on_event: OnEvent, log_dir: Path | None) -> None:
@@ -53,6 +53,8 @@ class Timeline:
             event["since_fault_s"] = round(moment - self._fault, 3)
         event.update(fields if rank is None else {"rank": rank, **fields})
         self._previous = moment
+        if phase == "resumed":
+            self._fault = None
         self._add(event, rank)
 
     def _add(self, event: Event, rank: int | None) -> None:

@@ -82,7 +82,10 @@ class ModelConfig(Section):
                 f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} is an odd width: "
                 "RoPE rotates pairs"
             )
-        for name, width in (("hidden_size", self.hidden_size), ("expert_size", self.moe.expert_size)):
+        for name, width in (
+            ("hidden_size", self.hidden_size),
+            ("expert_size", self.moe.expert_size),
+        ):
             if width % 8:
                 raise ValueError(
                     f"{name} is {width}: grouped GEMM needs a multiple of 8 (16-byte rows in bf16)"
@@ -163,7 +166,8 @@ class ScheduleConfig(Section):
 class CheckpointConfig(Section):
     """Where and how often the run saves its state."""
 
-    path: str = "runs/checkpoints"
+    path: str = "checkpoints"
+    """Folder; a relative one lies in the run's output folder."""
     interval: NonNegative = 100
     """Steps between saves (0: only at the end)."""
     keep: Positive = 3

@@ -68,9 +68,7 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.groups, self.recompute = config, groups, recompute
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(
-            Block(config, *kind, groups) for kind in layer_kinds(config)
-        )
+        self.layers = nn.ModuleList(Block(config, *kind, groups) for kind in layer_kinds(config))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = (
             None

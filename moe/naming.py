@@ -57,9 +57,7 @@ def overlaps(logicals: list[Logical], start: int, numel: int) -> Iterator[tuple[
             yield t, first, last
 
 
-def to_shards(
-    prefix: str, logicals: list[Logical], start: int, data: torch.Tensor
-) -> list[Shard]:
+def to_shards(prefix: str, logicals: list[Logical], start: int, data: torch.Tensor) -> list[Shard]:
     """Name the local elements [start, start + len(data)) of one parameter; `data` is 1-D."""
     shards = []
     for t, first, last in overlaps(logicals, start, data.numel()):

@@ -85,8 +85,8 @@ class Loader:
         for start in range(0, windows, size * self.dp_size):
             first = start + self.dp_rank * size
             rows = [
-                _stored_window(reader, self.config.seq_len, i if i < windows else available)
-                for i in range(first, first + size)
+                _stored_window(reader, self.config.seq_len, index)
+                for index in range(first, first + size)
             ]
             yield make_batch(np.stack(rows), self.dataset.eod)
 

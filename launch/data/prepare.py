@@ -240,7 +240,7 @@ class _Domain:
             yield document
 
     def _held_out(self, document: Document) -> bool:
-        return _hash(document.text) < self.valid_fraction * 2**64
+        return _hash(document.group or document.text) < self.valid_fraction * 2**64
 
     def _check(self, source: Source, train: int, valid: int) -> None:
         count = train + valid

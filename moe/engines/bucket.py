@@ -92,8 +92,8 @@ class Bucket:
         self.parameters = [p for _, p in named]
         device = self.parameters[0].device
         self.gradient = torch.zeros(self.shards * self.size, device=device)
-        self.shard_gradient = self.gradient if not self.sharded else torch.zeros_like(
-            self.gradient[: self.size]
+        self.shard_gradient = (
+            self.gradient if not self.sharded else torch.zeros_like(self.gradient[: self.size])
         )
         self.master = torch.zeros(self.size, device=device)
         self._by_parameter: dict[nn.Parameter, list[Piece]] = {}

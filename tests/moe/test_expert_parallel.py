@@ -84,8 +84,10 @@ def all_gradients(ep: int) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def layouts() -> tuple[list, list, list]:
     """Every case on one rank, on two with expert parallelism, on two without."""
-    return run_ranks(1, all_gradients, 1), run_ranks(2, all_gradients, 2), run_ranks(
-        2, all_gradients, 1
+    return (
+        run_ranks(1, all_gradients, 1),
+        run_ranks(2, all_gradients, 2),
+        run_ranks(2, all_gradients, 1),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.manifest import Manifest, dump, parse
@@ -144,6 +144,7 @@ VALUES = st.recursive(
 SMALL = st.integers(-2, 14) | st.sampled_from([A, B, "../x.safetensors", "float16", "w@0"])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(places(VALID)), VALUES | SMALL, st.sampled_from(["set", "drop", "add"]))
 def test_fuzzed_edits(path: tuple[Any, ...], value: Any, how: str) -> None:
     def edit(data: Any) -> None:
@@ -159,6 +160,7 @@ def test_fuzzed_edits(path: tuple[Any, ...], value: Any, how: str) -> None:
     check_valid_or_refused(edited(edit))
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(json.dumps(VALID)) - 1), st.binary(max_size=3), st.integers(0, 3))
 def test_fuzzed_bytes(position: int, inserted: bytes, removed: int) -> None:
     text = json.dumps(VALID).encode()

@@ -85,7 +85,9 @@ def splits(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], list[list[Shard]]]
     return tensors, ranks
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(splits(), st.data())
 def test_any_split_reads_back_at_any_range(
     tmp_path: Path, state: tuple[dict[str, torch.Tensor], list[list[Shard]]], data: st.DataObject

@@ -105,13 +105,13 @@ def test_unusable_step_is_moved_aside(tmp_path: Path, damage: str) -> None:
     folder, notes = tmp_path / "step-00000004", []
     make(tmp_path, asynchronous=False).save(4, shards(1), {})
     content = (folder / damage).read_bytes()
-    (folder / damage).write_bytes(content[:-1] + b"?")
+    (folder / damage).write_bytes(content[:-1] + b"!")
     saver = make(tmp_path, lambda event: notes.append(event.get("message", "")))
     saver.save(4, shards(2), {})
     saver.close()
     assert (verify(folder).read("w") == 2).all()
     (aside,) = tmp_path.glob("step-00000004.broken-*")
-    assert (aside / damage).read_bytes() == content[:-1] + b"?"
+    assert (aside / damage).read_bytes() == content[:-1] + b"!"
     assert str(aside) in notes[0] and latest(tmp_path) == folder
 
 

@@ -1,0 +1,1 @@
+"""Sizes and costs of a model, from its configuration alone."""

@@ -1,0 +1,58 @@
+import signal
+
+import pytest
+from moelstrom.cluster.faults import (
+    Fault,
+    Weight,
+    actor_fault,
+    exit_fault,
+    first_cause,
+    silence_fault,
+    stall_fault,
+)
+
+
+def exited(rank: int, code: int, at: float) -> Fault:
+    fault = exit_fault(rank, {"kind": "exit", "time": at, "code": code, "message": "last words"})
+    assert fault is not None
+    return fault
+
+
+def test_exit_zero_is_no_fault() -> None:
+    assert exit_fault(0, {"kind": "exit", "time": 1.0, "code": 0, "message": ""}) is None
+
+
+def test_a_killed_rank_beats_peers_that_exited_before_it() -> None:
+    faults = [exited(0, 1, 1.0), exited(1, -signal.SIGKILL, 1.2), exited(2, -signal.SIGABRT, 0.9)]
+    assert first_cause(faults).rank == 1
+
+
+def test_a_users_mistake_beats_everything() -> None:
+    assert first_cause([exited(0, -signal.SIGKILL, 1.0), exited(1, 2, 1.4)]).rank == 1
+
+
+def test_equals_are_ordered_by_time() -> None:
+    assert first_cause([exited(0, 1, 2.0), exited(1, 3, 1.0)]).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "exit_code"),
+    [(7, "exited with code 7: last words", 7), (-11, "was killed by SIGSEGV: last words", 1)],
+)
+def test_reasons_of_exits(code: int, words: str, exit_code: int) -> None:
+    fault = exited(3, code, 1.0)
+    assert fault.reason == f"rank 3 {words}"
+    assert fault.exit_code == exit_code
+
+
+def test_reasons_name_the_limit() -> None:
+    assert "cluster.heartbeat_timeout_s 3" in silence_fault(0, 3.2, 3.0).reason
+    assert "after step 4" in stall_fault(0, 4, 10.0, 9.0).reason
+    assert "before its first step" in stall_fault(0, None, 10.0, 9.0).reason
+
+
+def test_a_dead_actor_is_told_by_the_line_that_says_why() -> None:
+    error = RuntimeError("class_name: X\n  The actor died because its node has died.\nmore")
+    fault = actor_fault(2, error, 5.0)
+    assert fault.weight == Weight.KILLED
+    assert fault.reason == "the actor of rank 2 died: The actor died because its node has died."
