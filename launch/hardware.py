@@ -1,0 +1,33 @@
+"""The device of a rank, and what it can do at best."""
+
+import os
+
+import torch
+
+PEAK_BF16_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "MI300X": 1307e12,
+    "MI250X": 383e12,
+}
+"""Dense bf16 by the vendors' data sheets (a whole MI250X; each of its two devices has half)."""
+
+
+def rank_device() -> torch.device:
+    """This rank's device: its GPU where there is one (CUDA or ROCm), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Ray shows each worker its own GPU only; torchrun shows all of the node.
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak dense bf16 FLOP/s of a known GPU; None for anything else."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)

@@ -1,0 +1,65 @@
+"""The training worker: a plain `torch.distributed` program that finds its place in env://.
+
+Ray starts it by default; `torchrun -m moelstrom.launch.worker --config run.yaml` works as well,
+and so does `python -m` of it as one process without any launcher.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from .. import UserError
+from ..cluster.events import EventWriter
+from ..cluster.spec import USER_ERROR_EXIT
+from .config import RunConfig, load
+from .hardware import rank_device
+from .log import Listener
+from .loop import Training
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one rank; returns the exit code (2 for a user's mistake)."""
+    supervised = EventWriter.from_env()
+    parser = argparse.ArgumentParser(prog="moelstrom.launch.worker")
+    parser.add_argument("--config", required=True, help="YAML file or recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    options = parser.parse_args(arguments)
+    try:
+        config = load(options.config, options.set)
+        run(config, [lambda record: supervised.emit(**record)], supervised)
+    except UserError as error:
+        supervised.emit("error", message=str(error))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return USER_ERROR_EXIT
+    return 0
+
+
+def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> None:
+    """Train on this rank; `listeners` get the records of rank 0, `events` every rank's steps."""
+    device = rank_device()
+    with process_group(device):
+        Training(config, device, listeners, events).run()
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """The default process group: env:// when a launcher started us, else of one process."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    place = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    bound = device if device.type == "cuda" else None
+    dist.init_process_group(backend, device_id=bound, **place)
+    try:
+        yield
+    finally:
+        # After an error the peers may be gone, and a teardown would wait for them.
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
