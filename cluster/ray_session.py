@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from .config import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Only small events pass through Ray."""
-MAX_TEMP_ROOT = 30
-"""Ray puts about 70 characters behind it, and a socket's path may have 107."""
+MAX_TEMP_ROOT = 25
+"""About 75 characters follow it, and a socket's path may have 107."""
 
 
 @contextmanager
@@ -36,11 +37,8 @@ def ray_session(config: ClusterConfig, world_size: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
     elif address is not None:
-        _connect(address)
-        try:
+        with connection(address):
             yield
-        finally:
-            ray.shutdown()
     else:
         with _local_ray(world_size * config.cpus_per_worker):
             yield
@@ -104,9 +102,12 @@ def _has_token() -> bool:
     return bool(named) or _token_path().exists()
 
 
-def _connect(address: str) -> None:
+@contextmanager
+def connection(address: str) -> Iterator[None]:
+    """Join a running cluster (`auto` or host:port). Raises UserError when that fails."""
     import ray
 
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -114,6 +115,25 @@ def _connect(address: str) -> None:
         raise UserError(
             f"cluster.address {address!r}: cannot join this Ray cluster ({reason}); "
             "check that it runs and that RAY_AUTH_MODE and the token are those of its head"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Try a TCP connection first: Ray ends the whole process when nobody answers."""
+    host, separator, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not separator or "/" in host or not port.isdigit():
+        raise UserError(f"cluster.address {address!r}: give `auto` or host:port of the head node")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address {address!r}: no answer ({error}); check that a Ray head runs there"
         ) from error
 
 
@@ -131,7 +151,7 @@ def _local_ray(num_cpus: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            _temp_dir=folder,
+            _temp_dir=f"{folder}/ray",  # Ray opens this to everybody; mkdtemp's is ours alone.
         )
         yield
     finally:

@@ -154,11 +154,20 @@ def _sigterm_exits() -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+    terminated = False
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Ray's waits pass KeyboardInterrupt on, but turn any SystemExit into SystemExit(1).
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        if terminated:
+            sys.exit(128 + signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)

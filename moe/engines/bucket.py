@@ -13,6 +13,10 @@ from ..layout import Team
 from ..naming import fill, logical_tensors, to_shards
 from ..optim.rules import matrix_shape
 
+# torch 2.13 renamed both and warns of the old names; 2.11 has only those.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -138,7 +142,7 @@ class Bucket:
             return
         group = self.team.group
         if self.sharded:
-            self._work = dist.reduce_scatter_tensor(
+            self._work = _reduce_scatter(
                 self.shard_gradient, self.gradient, group=group, async_op=True
             )
         else:
@@ -167,7 +171,7 @@ class Bucket:
         whole = shard
         if self.sharded:
             whole = shard.new_empty(self.shards * self.size)
-            dist.all_gather_into_tensor(whole, shard, group=self.team.group)
+            _all_gather(whole, shard, group=self.team.group)
         for piece in self.pieces:
             flat = piece.parameter.view(-1)[piece.start : piece.start + piece.numel]
             flat.copy_(whole[piece.position : piece.position + piece.numel])

@@ -1,0 +1,87 @@
+"""A run as a person watches it: one live line on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+
+class Display:
+    """Takes the records of a run (see RunLog) and shows them."""
+
+    def __init__(self, console: Console, steps: int, log_interval: int) -> None:
+        self._console, self._steps, self._interval = console, steps, log_interval
+        self._progress = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._progress.add_task("train", total=steps, text="starting")
+        self._step_s: float | None = None
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Show one record; unknown kinds are passed over."""
+        show = getattr(self, f"_show_{record['kind']}", None)
+        if show:
+            show(record)
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _show_run(self, r: dict[str, Any]) -> None:
+        self._progress.update(self._task, completed=r["step"])
+
+    def _show_step(self, r: dict[str, Any]) -> None:
+        if "loss" not in r:
+            return
+        last = self._step_s or r["step_s"]
+        self._step_s = 0.9 * last + 0.1 * r["step_s"]
+        left = (self._steps - r["step"]) * self._step_s
+        eta = time.strftime("%H:%M:%S", time.gmtime(left))
+        mfu = f"  mfu {100 * r['mfu']:.1f}%" if "mfu" in r else ""
+        text = (
+            f"loss {r['loss']:.4f}  {r['tokens_per_s']:,.0f} tok/s{mfu}  "
+            f"balance {r['expert_balance']:.2f}  grad {r['grad_norm']:.3f}  "
+            f"lr {r['lr']:.2e}  ETA {eta}"
+        )
+        self._progress.update(self._task, completed=r["step"], text=text)
+        if r["step"] == 1 or r["step"] % self._interval == 0:
+            self._say(f"step {r['step']}/{self._steps}  {text}")
+
+    def _show_eval(self, r: dict[str, Any]) -> None:
+        losses = "  ".join(f"{domain} {loss:.4f}" for domain, loss in r["loss"].items())
+        self._say(f"step {r['step']}  validation loss: {losses}")
+
+    def _show_checkpoint(self, r: dict[str, Any]) -> None:
+        self._say(
+            f"step {r['step']}  checkpoint: {r['bytes'] / 1e6:.1f} MB, training stood still "
+            f"{r['stall_ms']:.1f} ms, written in {r['write_s']:.2f} s"
+        )
+
+    def _show_resume(self, r: dict[str, Any]) -> None:
+        self._say(f"step {r['step']}  resumed from {r['folder']}")
+
+    def _show_note(self, r: dict[str, Any]) -> None:
+        self._say(r["message"])
+
+    _show_checkpoint_note = _show_note
+    _show_waiting = _show_note
+
+    def _show_timeline(self, r: dict[str, Any]) -> None:
+        facts = "  ".join(
+            f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in r.items()
+            if key not in ("kind", "time", "phase", "restart") and value is not None
+        )
+        self._say(f"cluster  {r['phase']}  {facts}")
