@@ -12,6 +12,7 @@ from .. import UserError, __version__
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT, Event, WorkerSpec
 from .config import RunConfig, dump, load
+from .kernels_cli import app as kernels_app
 
 app = typer.Typer(
     help="Distributed mixture-of-experts pretraining from one YAML file.",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(kernels_app, name="kernels")
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or a recipe's name (tiny).")]
 SetOption = Annotated[

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.cross_entropy import linear_cross_entropy
+from ..kernels.rms_norm import add_rms_norm, rms_norm
 from .batch import IGNORE, Batch
 from .config import ModelConfig
 from .ffn import FFNS
@@ -41,7 +43,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of `x` [..., size]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def after_add(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + y, its norm), both [..., size]."""
+        return add_rms_norm(x, y, self.weight, self.eps)
 
 
 class Block(nn.Module):
@@ -56,8 +62,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, context: Context) -> FFNOutput:
         """[B, S, D] to [B, S, D] with the layer's balancing loss and counts."""
-        x = x + self.mixer(self.mixer_norm(x), context)
-        out = self.ffn(self.ffn_norm(x))
+        x, normed = self.ffn_norm.after_add(x, self.mixer(self.mixer_norm(x), context))
+        out = self.ffn(normed)
         return FFNOutput(x + out.y, out.aux, out.counts)
 
 
@@ -87,13 +93,9 @@ class Model(nn.Module):
             x, aux = out.y, aux + out.aux
             if out.counts is not None:
                 counts.append(out.counts)
-        logits = F.linear(self.norm(x), self.embedding if self.head is None else self.head)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            batch.targets.flatten(),
-            ignore_index=IGNORE,
-            reduction="sum",
-        )
+        head = self.embedding if self.head is None else self.head
+        states = self.norm(x).flatten(0, 1)
+        loss = linear_cross_entropy(states, head, batch.targets.flatten(), IGNORE)
         return ModelOutput(loss, aux, torch.stack(counts) if counts else aux.new_zeros(0, 0))
 
     def _run(self, block: nn.Module, x: torch.Tensor, context: Context) -> FFNOutput:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from ...kernels.permute import gather_rows, inverse_permutation
+from ...kernels.grouped_mlp import sort_by_expert
+from ...kernels.permute import combine_rows, gather_rows
 from ..layout import Team
 
 
@@ -66,10 +67,8 @@ class Plan:
 
 def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Plan:
     """Plan the dispatch of `experts` [T, k] with `counts` [E] tokens for each expert."""
-    order = experts.flatten().argsort(stable=True)
-    inverse = inverse_permutation(order)
+    order, inverse, offsets = sort_by_expert(experts, counts.numel())
     if ep.size == 1:
-        offsets = counts.cumsum(0).to(torch.int32)
         return Plan(order, inverse, offsets, [], [], None, None)
     theirs = torch.empty_like(counts)
     dist.all_to_all_single(theirs, counts, group=ep.group)
@@ -77,11 +76,9 @@ def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Plan:
     # The one wait for the host: split sizes must be known to call the collective.
     sent, received = torch.stack([outgoing.sum(1), incoming.sum(1)]).tolist()
     local = torch.arange(incoming.shape[1], device=counts.device).repeat(ep.size)
-    local_order = local.repeat_interleave(theirs, output_size=sum(received)).argsort(stable=True)
-    offsets = incoming.sum(0).cumsum(0).to(torch.int32)
-    return Plan(
-        order, inverse, offsets, sent, received, local_order, inverse_permutation(local_order)
-    )
+    arrived = local.repeat_interleave(theirs, output_size=sum(received))
+    local_order, local_inverse, offsets = sort_by_expert(arrived, incoming.shape[1])
+    return Plan(order, inverse, offsets, sent, received, local_order, local_inverse)
 
 
 def dispatch(x: torch.Tensor, p: Plan, top_k: int, ep: Team) -> torch.Tensor:
@@ -98,5 +95,4 @@ def combine(rows: torch.Tensor, p: Plan, weights: torch.Tensor, ep: Team) -> tor
     if p.local_order is not None and p.local_inverse is not None:
         rows = gather_rows(rows, p.local_inverse, p.local_order)
         rows = _AllToAll.apply(rows, p.received, p.sent, ep.group)
-    rows = gather_rows(rows, p.inverse, p.order).unflatten(0, weights.shape)
-    return (rows * weights.unsqueeze(-1).to(rows.dtype)).sum(1)
+    return combine_rows(rows, p.order, p.inverse, weights)

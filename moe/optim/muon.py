@@ -5,25 +5,7 @@ from typing import Any
 
 import torch
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic of Keller Jordan's Muon: fast to about 1, not exact."""
-
-
-def newton_schulz(m: torch.Tensor, steps: int) -> torch.Tensor:
-    """Approximate U V^T of each matrix of `m` [n, r, c] = U S V^T (arXiv 2511.17127).
-
-    `X <- aX + (bA + cA^2) X` with `A = X X^T`, in bf16 on a GPU and fp32 on a CPU (bf16 products
-    are slow there). Works on the wide side, so A is min(r, c) square.
-    """
-    a, b, c = COEFFICIENTS
-    x = m.bfloat16() if m.is_cuda else m.float()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(m.dtype)
+from ...kernels.newton_schulz import newton_schulz
 
 
 class Muon(torch.optim.Optimizer):

@@ -1,11 +1,16 @@
 """The grouped forms against plain loops: forward, backward, odd sizes, empty experts."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelstrom.kernels.grouped_mlp import grouped_mlp, grouped_mlp_reference
+from moelstrom.kernels.grouped_mlp import grouped_mlp, grouped_mlp_reference, sort_by_expert
 from moelstrom.kernels.permute import gather_rows, inverse_permutation
 
 
@@ -29,6 +34,18 @@ def test_grouped_mlp(counts: list[int], hidden: int, width: int) -> None:
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kernels_interpreted() -> None:
+    # The interpreter takes over every kernel of its process: it gets one of its own.
+    pytest.importorskip("triton")
+    tests = Path(__file__).parent / "interpreted" / "grouped_mlp.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-6000:]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 4), st.integers(0, 2**31))
 def test_gather_rows_matches_indexing(rows: int, copies: int, seed: int) -> None:
@@ -43,3 +60,12 @@ def test_gather_rows_matches_indexing(rows: int, copies: int, seed: int) -> None
     (plain * weight).sum().backward()
     assert torch.equal(y, plain)
     torch.testing.assert_close(x.grad, z.grad)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 6), max_size=40))
+def test_sort_by_expert(experts: list[int]) -> None:
+    order, inverse, offsets = sort_by_expert(torch.tensor(experts, dtype=torch.int64), 8)
+    assert order.tolist() == sorted(range(len(experts)), key=experts.__getitem__)
+    assert order[inverse].tolist() == list(range(len(experts)))
+    assert offsets.tolist() == [sum(e <= i for e in experts) for i in range(8)]

@@ -1,4 +1,4 @@
-"""Row permutation for token dispatch: gathers forward and backward, so both are deterministic."""
+"""Row permutation in plain torch: gathers forward and backward, so both are deterministic."""
 
 import torch
 
@@ -31,17 +31,13 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(
     x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, copies: int = 1
 ) -> torch.Tensor:
-    """Row i of the result is row `order[i] // copies` of `x`.
-
-    `x` [N, D]; `order` [N * copies] a permutation of the N * copies row copies, `inverse` its
-    inverse. The backward pass gathers by `inverse` and sums the copies, where autograd's own
-    index backward would scatter with atomics on a GPU.
-    """
+    """`permute.gather_rows` where autograd's own backward would scatter with atomics on a GPU."""
     return _GatherRows.apply(x, order, inverse, copies)
 
 
-def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
-    """The inverse of the permutation `order` [N] int64."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.numel(), device=order.device)
-    return inverse
+def combine_rows(
+    rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """`permute.combine_rows`."""
+    copies = gather_rows(rows, inverse, order).unflatten(0, weights.shape)
+    return (copies.float() * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)

@@ -1,0 +1,1 @@
+"""`moelstrom kernels bench`: the kernels against peers on one GPU, correctness first."""

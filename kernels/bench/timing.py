@@ -1,0 +1,111 @@
+"""Timing on the GPU: interleaved rounds, cold L2, CUDA events."""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+FLUSH_BYTES = 512 << 20
+"""Written before every timed call: several times any L2, and long enough for the host to queue the
+call's launches behind it."""
+
+
+class DeviceLostError(Exception):
+    """The GPU answers no more in this process (an illegal access, say)."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call over `rounds` rounds; `peak_bytes` is what one call allocates beside
+    its inputs, outputs included."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    rounds: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often to call: `rounds` each, but `slow_rounds` for calls above `slow_ms`."""
+
+    rounds: int
+    slow_rounds: int
+    slow_ms: float = 40.0
+
+
+def measure(
+    calls: Mapping[str, Call], plan: Plan, failed: Callable[[str, Exception], None]
+) -> dict[str, Timing]:
+    """Time every call, round after round in turn, so that clocks and heat fall on all alike.
+
+    A call that raises is handed to `failed` and left out. Raises DeviceLostError where the GPU is
+    gone.
+    """
+    peaks, rounds = {}, {}
+    for name, call in calls.items():
+        try:
+            peaks[name], rounds[name] = _warm_up(call, plan)
+        except Exception as error:
+            failed(name, error)
+            _still_there(error)
+            free()
+    samples: dict[str, list[float]] = {name: [] for name in peaks}
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    for index in range(max(rounds.values(), default=0)):
+        running = [name for name in peaks if index < rounds[name]]
+        events = {name: _timed(calls[name], flush) for name in running}
+        torch.cuda.synchronize()
+        for name, (start, end) in events.items():
+            samples[name].append(start.elapsed_time(end))
+    return {name: _summary(samples[name], peaks[name]) for name in peaks}
+
+
+def free() -> None:
+    """Return what nothing holds to the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _warm_up(call: Call, plan: Plan) -> tuple[int, int]:
+    """(bytes one call allocates, rounds to give it)."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    slow = start.elapsed_time(end) > plan.slow_ms
+    if not slow:
+        call()
+    return peak, plan.slow_rounds if slow else plan.rounds
+
+
+def _timed(call: Call, flush: torch.Tensor) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    start.record()
+    call()
+    end.record()
+    return start, end
+
+
+def _still_there(error: Exception) -> None:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        raise DeviceLostError(str(error).splitlines()[0]) from error
+
+
+def _summary(samples: list[float], peak: int) -> Timing:
+    ordered = torch.tensor(samples, dtype=torch.float64)
+    low, median, high = ordered.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    return Timing(median.item(), low.item(), high.item(), len(samples), peak)

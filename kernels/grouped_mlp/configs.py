@@ -1,0 +1,208 @@
+"""Tile configs of the grouped kernels, and the forms the portability gate compiles."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..spec import Variant
+from ..targets import Target
+from ..tuning import committed, matmul_tile, split, tuned
+from . import plan, rows, weights
+
+OPERATORS = (
+    "gate_up",
+    "down",
+    "activation_gradient",
+    "input_gradient",
+    "gate_up_gradient",
+    "down_gradient",
+)
+"""Forward, then backward, each in order of launch. A tuning file names them "grouped_mlp.<name>".
+
+BLOCK_M, BLOCK_N, BLOCK_K: the tile (of `gate_up`: BLOCK_N gate and BLOCK_N up columns); GROUP_M:
+row tiles that go together (`tiles.locate`); SUBTILES: pieces the epilogue takes the tile in;
+FLATTEN: one loop over tiles and K, so that loads run ahead over a tile's end; PROGRAMS: resident on
+one compute unit.
+"""
+
+KERNELS = {
+    "gate_up": rows.gate_up_kernel,
+    "down": rows.linear_kernel,
+    "activation_gradient": rows.activation_gradient_kernel,
+    "input_gradient": rows.linear_kernel,
+    "gate_up_gradient": weights.weight_gradient_kernel,
+    "down_gradient": weights.weight_gradient_kernel,
+}
+
+
+def shape_class(hidden: int, width: int) -> str:
+    """The tuning key of experts of `hidden` x `width`."""
+    return f"d{hidden}_f{width}"
+
+
+def config(operator: str, target: Target, hidden: int, width: int, element_bytes: int) -> dict:
+    """The config of one launch: the committed one, for 2-byte elements, else by budget."""
+    default = _default(operator, target, element_bytes)
+    if element_bytes != 2:
+        return default
+    return tuned(f"grouped_mlp.{operator}", target, shape_class(hidden, width), default)
+
+
+def adding(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A weight gradient's config for fp32 sums: they leave in two pieces, each as large as bf16
+    results are in one."""
+    return {**chosen, "SUBTILES": 2}
+
+
+def _default(operator: str, target: Target, element_bytes: int) -> dict[str, Any]:
+    tile = matmul_tile(target, 2 if operator == "gate_up" else 1, element_bytes)
+    chosen = {
+        **tile,
+        "GROUP_M": 8,
+        "SUBTILES": max(1, tile["BLOCK_N"] // (64 if operator == "activation_gradient" else 128)),
+        "FLATTEN": target.tensor_descriptors,
+        "PROGRAMS": 1,
+    }
+    while chosen["num_stages"] > 1 and _shared(operator, target, chosen, element_bytes) > (
+        target.shared_bytes
+    ):
+        chosen["num_stages"] -= 1
+    return chosen
+
+
+def _shared(operator: str, target: Target, c: Mapping[str, Any], element_bytes: int) -> int:
+    """Shared memory of the main loop and, beside it, of the epilogue's copies."""
+    weight_tiles = 2 if operator == "gate_up" else 1
+    stage = (c["BLOCK_M"] + weight_tiles * c["BLOCK_N"]) * c["BLOCK_K"] * element_bytes
+    total = target.pipeline_bytes(stage, c["num_stages"])
+    if target.tensor_descriptors:
+        copies = 3 if operator == "activation_gradient" else 1
+        held = 4 if operator in ("gate_up_gradient", "down_gradient") else element_bytes
+        total += copies * c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] * held + 1024
+    return total
+
+
+def launch_constants(
+    operator: str, chosen: Mapping[str, Any], target: Target, **flags: Any
+) -> dict[str, Any]:
+    """A launch's keyword arguments: the config, and what follows from operator and target."""
+    known = KERNELS[operator].arg_names
+    units = target.compute_units * chosen["PROGRAMS"]
+    constants = {
+        **chosen,
+        **flags,
+        "FLATTEN": chosen["FLATTEN"] and flags["DESCRIPTORS"],
+        "TRANSPOSED": operator == "down",
+        "XCDS": target.xcds if units % target.xcds == 0 else 1,
+    }
+    return {
+        k: v
+        for k, v in constants.items()
+        if k in known or k.startswith(("num_", "waves", "matrix"))
+    }
+
+
+def variants(target: Target) -> Iterator[Variant]:
+    """Every committed form for `target`: bf16, each operator and shape class, then the plan."""
+    for operator in OPERATORS:
+        classes = {"*": {}, **committed(f"grouped_mlp.{operator}", target)}
+        for key in classes:
+            chosen = tuned(f"grouped_mlp.{operator}", target, key, _default(operator, target, 2))
+            yield from _forms(operator, target, key, chosen)
+    yield Variant(
+        "grouped_mlp.plan",
+        plan.plan_kernel,
+        {"offsets": "*i32", "tiles": "*i32", "count": "*i32", "order": "*i32", "E": "i32"},
+        {"BLOCK_M": 128, "EXPERTS": 128},
+        divisible=("offsets", "tiles", "count", "order"),
+        options={"num_warps": 1},
+        narrow_loads=8,
+    )
+
+
+def _forms(operator: str, target: Target, key: str, chosen: dict[str, Any]) -> Iterator[Variant]:
+    descriptors = target.tensor_descriptors
+    accumulate = (False, True) if operator in ("gate_up_gradient", "down_gradient") else (False,)
+    for added in accumulate:
+        chosen = adding(chosen) if added else chosen
+        flags = {"DESCRIPTORS": descriptors, "EVEN": True, "SAVE": True, "ACCUMULATE": added}
+        constants, options = split(launch_constants(operator, chosen, target, **flags))
+        signature = _signature(operator, chosen, descriptors, added)
+        scalars = ("E", "tile_count")
+        divisible = [
+            n for n, t in signature.items() if not t.startswith("tensordesc") and n not in scalars
+        ]
+        yield Variant(
+            f"grouped_mlp.{operator}",
+            KERNELS[operator],
+            signature,
+            constants,
+            tuple(divisible),
+            options,
+            key=key,
+            matrix=True,
+            # The loop that goes over tiles reads a tile's record of three numbers.
+            narrow_loads=3,
+            **_work(operator, key, chosen),
+        )
+
+
+def _work(operator: str, key: str, c: Mapping[str, Any]) -> dict[str, Any]:
+    """One tile's operations and bytes, and the tiles of 1,024 rows an expert, for the roofline.
+
+    Modelled for a shape class with known widths, at 16 experts; a tile reads its blocks of both
+    operands (L2 serves most of that) and writes its part of the results, bf16.
+    """
+    if not (found := re.fullmatch(r"d(\d+)_f(\d+)", key)):
+        return {}
+    hidden, width = map(int, found.groups())
+    m, n = c["BLOCK_M"], c["BLOCK_N"] * (2 if operator == "gate_up" else 1)
+    rows = 16_384
+    height, across, depth = {
+        "gate_up": (rows, 2 * width, hidden),
+        "down": (rows, hidden, width),
+        "activation_gradient": (rows, width, hidden),
+        "input_gradient": (rows, hidden, 2 * width),
+        "gate_up_gradient": (16 * 2 * width, hidden, rows // 16),
+        "down_gradient": (16 * hidden, width, rows // 16),
+    }[operator]
+    results = {"gate_up": 1.5, "activation_gradient": 5}.get(operator, 1)
+    return {
+        "flops": 2 * m * n * depth,
+        "bytes": 2 * ((m + n) * depth + results * m * n),
+        "steps": -(-depth // c["BLOCK_K"]),
+        "tiles": -(-height // m) * -(-across // n),
+    }
+
+
+def _signature(
+    operator: str, c: Mapping[str, Any], descriptors: bool, accumulate: bool
+) -> dict[str, str]:
+    m, n, k = (c[f"BLOCK_{a}"] for a in "MNK")
+    piece = n // c["SUBTILES"]
+
+    def matrix(*block: int, dtype: str = "bf16") -> str:
+        sizes = ",".join(map(str, block))
+        return f"tensordesc<{dtype}[{sizes}]>" if descriptors else f"*{dtype}"
+
+    tiles = {"tiles": "*i32", "tile_count": "*i32"}
+    if operator == "gate_up":
+        out = matrix(1, 1, m, n)
+        blocks = {"x": matrix(m, k), "weight": matrix(2, n, k)}
+        stores = {"gate_out": out, "up_out": out, "act_out": out}
+        return blocks | stores | tiles | {"D": "i32", "F": "i32"}
+    if operator in ("down", "input_gradient"):
+        weight = matrix(1, n, k) if operator == "down" else matrix(1, k, n)
+        blocks = {"x": matrix(m, k), "weight": weight, "out": matrix(1, 1, m, piece)}
+        return blocks | tiles | {"K": "i32", "N": "i32"}
+    if operator == "activation_gradient":
+        out = matrix(1, 1, m, piece)
+        blocks = {"dy": matrix(m, k), "weight": matrix(1, k, n), "hidden": matrix(m, 2, piece)}
+        stores = {"dgate_out": out, "dup_out": out, "act_out": out}
+        return blocks | stores | tiles | {"D": "i32", "F": "i32"}
+    blocks = {
+        "left": matrix(1, 1, k, m),
+        "right": matrix(1, 1, k, n),
+        "out": matrix(1, m, piece, dtype="fp32" if accumulate else "bf16"),
+    }
+    return blocks | {"offsets": "*i32", "order": "*i32", "E": "i32", "M": "i32", "N": "i32"}

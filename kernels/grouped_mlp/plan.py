@@ -1,0 +1,60 @@
+"""Where the tiles of ragged groups lie, found on the device."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Row tiles of the groups, without the host knowing how many there are.
+
+    `tiles` [bound, 4] int32: (expert, first row, rows, 0) of each tile, in row order; `count` [1]
+    int32, how many are real; `order` [E] int32, the experts by rows, most first (ties by id).
+    """
+
+    tiles: torch.Tensor
+    count: torch.Tensor
+    order: torch.Tensor
+
+
+@triton.jit
+def plan_kernel(offsets, tiles, count, order, E, BLOCK_M: tl.constexpr, EXPERTS: tl.constexpr):
+    """One program per expert writes its tiles' records and its place in `order`."""
+    expert = tl.program_id(0)
+    ids = tl.arange(0, EXPERTS)
+    ends = tl.load(offsets + ids, mask=ids < E, other=0)
+    starts = tl.load(offsets + ids - 1, mask=(ids > 0) & (ids < E), other=0)
+    sizes = tl.where(ids < E, ends - starts, -1)
+    heights = tl.where(ids < E, tl.cdiv(sizes, BLOCK_M), 0)
+    start = tl.sum(tl.where(ids == expert, starts, 0))
+    size = tl.sum(tl.where(ids == expert, sizes, 0))
+    before = (sizes > size) | ((sizes == size) & (ids < expert))
+    tl.store(order + tl.sum(before.to(tl.int32)), expert)
+    first = tl.sum(tl.where(ids < expert, heights, 0))
+    if expert == E - 1:
+        tl.store(count, tl.sum(heights))
+    height = tl.cdiv(size, BLOCK_M)
+    for below in range(0, height, 64):
+        block = below + tl.arange(0, 64)
+        record = tiles + (first + block) * 4
+        real = block < height
+        tl.store(record, tl.full((64,), expert, tl.int32), mask=real)
+        tl.store(record + 1, start + block * BLOCK_M, mask=real)
+        tl.store(record + 2, tl.minimum(size - block * BLOCK_M, BLOCK_M), mask=real)
+
+
+def plan(offsets: torch.Tensor, rows: int, block_m: int) -> TilePlan:
+    """Plan tiles of `block_m` rows for groups ending at `offsets` [E] int32, the last at `rows`."""
+    experts = offsets.numel()
+    bound = min(rows, rows // block_m + experts)
+    tiles = torch.empty(max(bound, 1), 4, dtype=torch.int32, device=offsets.device)
+    count = torch.empty(1, dtype=torch.int32, device=offsets.device)
+    order = torch.empty_like(offsets)
+    plan_kernel[(experts,)](
+        offsets, tiles, count, order, experts,
+        BLOCK_M=block_m, EXPERTS=triton.next_power_of_2(experts), num_warps=1,
+    )  # fmt: skip
+    return TilePlan(tiles, count, order)

@@ -1,0 +1,283 @@
+"""Grouped products over row tiles: [N, K] rows sorted by expert times each expert's weights.
+
+All are persistent: a fixed grid walks the row tiles that `plan` wrote, times the column tiles. The
+record of a row tile is (expert, first row, rows), so the real number of tiles stays on the device.
+With DESCRIPTORS the matrices are tensor descriptors, else pointers with the strides given.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import halves, load_block, locate, program_index, sigmoid, store_rows
+
+
+@triton.jit
+def gate_up_kernel(
+    x,
+    weight,
+    gate_out,
+    up_out,
+    act_out,
+    tiles,
+    tile_count,
+    D,
+    F,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+    SAVE: tl.constexpr,
+    XCDS: tl.constexpr,
+):
+    """gate, up = x W^T by halves, act = silu(gate) * up; gate and up are kept when SAVE.
+
+    One product of BLOCK_M x 2 BLOCK_N: the weight block holds BLOCK_N gate rows, then the
+    BLOCK_N up rows beside them, and the accumulator splits without leaving its registers.
+    """
+    row_tiles = tl.load(tile_count)
+    columns = tl.cdiv(F, BLOCK_N)
+    step = tl.num_programs(0)
+    for tile in tl.range(program_index(XCDS), row_tiles * columns, step, flatten=FLATTEN):
+        row_tile, column_tile = locate(tile, row_tiles, columns, GROUP_M)
+        expert = tl.load(tiles + row_tile * 4)
+        start = tl.load(tiles + row_tile * 4 + 1)
+        rows = tl.load(tiles + row_tile * 4 + 2)
+        column = column_tile * BLOCK_N
+        acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
+        for k in range(0, D, BLOCK_K):
+            if DESCRIPTORS:
+                a = x.load([start, k])
+                b = weight.load([2 * expert, column, k]).reshape(2 * BLOCK_N, BLOCK_K)
+            else:
+                base = x + start.to(tl.int64) * D
+                a = load_block(base, D, 0, rows, k, D, BLOCK_M, BLOCK_K, EVEN)
+                b = _gate_up_block(weight, expert, column, k, D, F, BLOCK_N, BLOCK_K, EVEN)
+            acc = tl.dot(a, b.T, acc, input_precision="ieee")
+        gate, up = halves(acc, BLOCK_M, BLOCK_N)
+        # Rounded as stored, so that the backward pass recomputes the same activation.
+        DTYPE: tl.constexpr = act_out.dtype if DESCRIPTORS else act_out.dtype.element_ty
+        gate, up = gate.to(DTYPE), up.to(DTYPE)
+        if SAVE:
+            store_rows(gate_out, gate, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        g = gate.to(tl.float32)
+        act = g * sigmoid(g) * up.to(tl.float32)
+        store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        if SAVE:
+            store_rows(up_out, up, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+
+
+@triton.jit
+def _gate_up_block(
+    weight,
+    expert,
+    column,
+    k,
+    D,
+    F,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    n = tl.arange(0, 2 * BLOCK_N)
+    row = tl.minimum(column + n % BLOCK_N, F - 1) + n // BLOCK_N * F
+    c = k + tl.arange(0, BLOCK_K)
+    pointers = weight + expert.to(tl.int64) * (2 * F) * D + (row[:, None] * D + c[None, :])
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=c[None, :] < D, other=0.0)
+
+
+@triton.jit
+def _weight_block(
+    weight,
+    expert,
+    column,
+    k,
+    K,
+    N,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """[BLOCK_K, BLOCK_N] of an expert's weights, kept as [K, N], or [N, K] when TRANSPOSED."""
+    base = weight
+    if not DESCRIPTORS:
+        base += expert.to(tl.int64) * K * N
+    if TRANSPOSED:
+        if DESCRIPTORS:
+            block = weight.load([expert, column, k]).reshape(BLOCK_N, BLOCK_K)
+        else:
+            block = load_block(base, K, column, N, k, K, BLOCK_N, BLOCK_K, EVEN)
+        block = block.T
+    else:
+        if DESCRIPTORS:
+            block = weight.load([expert, k, column]).reshape(BLOCK_K, BLOCK_N)
+        else:
+            # Rows past K repeat the last one; the left block's columns are zero there.
+            block = load_block(base, N, k, K, column, N, BLOCK_K, BLOCK_N, EVEN)
+    return block
+
+
+@triton.jit
+def linear_kernel(
+    x,
+    weight,
+    out,
+    tiles,
+    tile_count,
+    K,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+    XCDS: tl.constexpr,
+):
+    """out = x W, W as in `_weight_block`: the down-projection and the input's gradient."""
+    row_tiles = tl.load(tile_count)
+    columns = tl.cdiv(N, BLOCK_N)
+    step = tl.num_programs(0)
+    for tile in tl.range(program_index(XCDS), row_tiles * columns, step, flatten=FLATTEN):
+        row_tile, column_tile = locate(tile, row_tiles, columns, GROUP_M)
+        expert = tl.load(tiles + row_tile * 4)
+        start = tl.load(tiles + row_tile * 4 + 1)
+        rows = tl.load(tiles + row_tile * 4 + 2)
+        column = column_tile * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            if DESCRIPTORS:
+                a = x.load([start, k])
+            else:
+                base = x + start.to(tl.int64) * K
+                a = load_block(base, K, 0, rows, k, K, BLOCK_M, BLOCK_K, EVEN)
+            b = _weight_block(
+                weight, expert, column, k, K, N, BLOCK_N, BLOCK_K, TRANSPOSED, DESCRIPTORS, EVEN
+            )
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+        if SUBTILES == 1:
+            store_rows(out, acc, N, start, rows, column, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        else:
+            HALF: tl.constexpr = BLOCK_N // 2
+            left, right = halves(acc, BLOCK_M, HALF)
+            store_rows(out, left, N, start, rows, column, N, BLOCK_M, HALF, DESCRIPTORS)
+            store_rows(out, right, N, start, rows, column + HALF, N, BLOCK_M, HALF, DESCRIPTORS)
+
+
+@triton.jit
+def _swiglu_gradient(
+    dact,
+    hidden,
+    dgate_out,
+    dup_out,
+    act_out,
+    F,
+    start,
+    rows,
+    column,
+    BLOCK_M: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """From d(act), gate and up: store d(gate), d(up) and act for WIDTH columns."""
+    if DESCRIPTORS:
+        pair = hidden.load([start, 0, column])
+        gate, up = pair.permute(0, 2, 1).split()
+    else:
+        base = hidden + start.to(tl.int64) * (2 * F)
+        gate = load_block(base, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, EVEN)
+        up = load_block(base + F, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, EVEN)
+    g, u = gate.to(tl.float32), up.to(tl.float32)
+    s = sigmoid(g)
+    silu = g * s
+    dup = dact * silu
+    dgate = dact * u * (s + silu - silu * s)
+    store_rows(dgate_out, dgate, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
+    store_rows(dup_out, dup, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
+    # Bound to the accumulator, lest the compiler computes silu again in the loaded blocks' layout.
+    act = tl.where(dact == dact, silu * u, dact)
+    store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
+
+
+@triton.jit
+def activation_gradient_kernel(
+    dy,
+    weight,
+    hidden,
+    dgate_out,
+    dup_out,
+    act_out,
+    tiles,
+    tile_count,
+    D,
+    F,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
+    XCDS: tl.constexpr,
+):
+    """d(act) = dy W_down, then through SwiGLU: d(gate), d(up), and act again for W_down's gradient.
+
+    `hidden` is what the forward pass kept, gate and up.
+    """
+    row_tiles = tl.load(tile_count)
+    columns = tl.cdiv(F, BLOCK_N)
+    step = tl.num_programs(0)
+    for tile in tl.range(program_index(XCDS), row_tiles * columns, step, flatten=FLATTEN):
+        row_tile, column_tile = locate(tile, row_tiles, columns, GROUP_M)
+        expert = tl.load(tiles + row_tile * 4)
+        start = tl.load(tiles + row_tile * 4 + 1)
+        rows = tl.load(tiles + row_tile * 4 + 2)
+        column = column_tile * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, D, BLOCK_K):
+            if DESCRIPTORS:
+                a = dy.load([start, k])
+            else:
+                base = dy + start.to(tl.int64) * D
+                a = load_block(base, D, 0, rows, k, D, BLOCK_M, BLOCK_K, EVEN)
+            b = _weight_block(
+                weight, expert, column, k, D, F, BLOCK_N, BLOCK_K, False, DESCRIPTORS, EVEN
+            )
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+        WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+        if SUBTILES == 1:
+            _swiglu_gradient(
+                acc, hidden, dgate_out, dup_out, act_out, F, start, rows, column,
+                BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
+            )  # fmt: skip
+        else:
+            left, right = halves(acc, BLOCK_M, BLOCK_N // 2)
+            for half in tl.static_range(2):
+                part = right if half else left
+                at = column + half * (BLOCK_N // 2)
+                if SUBTILES == 2:
+                    _swiglu_gradient(
+                        part, hidden, dgate_out, dup_out, act_out, F, start, rows, at,
+                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
+                    )  # fmt: skip
+                else:
+                    first, second = halves(part, BLOCK_M, WIDTH)
+                    _swiglu_gradient(
+                        first, hidden, dgate_out, dup_out, act_out, F, start, rows, at,
+                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
+                    )  # fmt: skip
+                    _swiglu_gradient(
+                        second, hidden, dgate_out, dup_out, act_out, F, start, rows, at + WIDTH,
+                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
+                    )  # fmt: skip

@@ -1,0 +1,125 @@
+"""What the grouped kernels share: tile order, and blocks of ragged rows in two forms.
+
+The descriptor form lets the copy hardware clip a block to its group: a ragged descriptor
+(`triton.tools.ragged_tma`) bounds every access by the group's own last row, so that reads past it
+give zeros and writes past it vanish, without a mask. The pointer form masks.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def program_index(XCDS: tl.constexpr):
+    """This program's index, renumbered so that neighbours share a die and its L2.
+
+    Consecutive programs go to the `XCDS` dies in turn; the grid is a multiple of `XCDS`.
+    """
+    pid = tl.program_id(0)
+    if XCDS > 1:
+        pid = pid % XCDS * (tl.num_programs(0) // XCDS) + pid // XCDS
+    return pid
+
+
+@triton.jit
+def locate(tile, rows, columns, GROUP_M: tl.constexpr):
+    """(row, column) of a tile: `GROUP_M` rows of tiles go together, down the rows first.
+
+    The programs at work at one time then share both their rows and their weights in L2.
+    """
+    band = GROUP_M * columns
+    first = tile // band * GROUP_M
+    height = tl.minimum(rows - first, GROUP_M)
+    inside = tile % band
+    return first + inside % height, inside // height
+
+
+@triton.jit
+def load_block(
+    base,
+    stride,
+    row,
+    rows,
+    column,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """[ROWS, COLUMNS] of a [rows, columns] matrix at (`row`, `column`).
+
+    Rows past the end repeat the last one, as nothing stores their results; columns past the end
+    are zero (`EVEN`: there are none).
+    """
+    r = tl.minimum(row + tl.arange(0, ROWS), rows - 1)
+    c = column + tl.arange(0, COLUMNS)
+    pointers = base + (r[:, None] * stride + c[None, :])
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=c[None, :] < columns, other=0.0)
+
+
+@triton.jit
+def load_zeroed(
+    base,
+    stride,
+    rows,
+    column,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """[ROWS, COLUMNS] of the [rows, columns] matrix at `base`; zeros past either end."""
+    r = tl.arange(0, ROWS)
+    c = column + tl.arange(0, COLUMNS)
+    inside = (r[:, None] < rows) & (c[None, :] < columns)
+    return tl.load(base + (r[:, None] * stride + c[None, :]), mask=inside, other=0.0)
+
+
+@triton.jit
+def load_group_rows(desc, start, size, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows [row, row + ROWS) of the group [start, start + size); zeros past its end."""
+    limit = 0x40000000
+    block = desc.load([limit, start + size, limit - size + row, column])
+    return block.reshape(ROWS, COLUMNS)
+
+
+@triton.jit
+def store_rows(
+    dst,
+    value,
+    stride,
+    start,
+    rows,
+    column,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Store the first `rows` rows of a [ROWS, COLUMNS] block at row `start` of `dst`."""
+    if DESCRIPTORS:
+        block = value.to(dst.dtype).reshape(1, 1, ROWS, COLUMNS)
+        limit = 0x40000000
+        dst.store([limit, start + rows, limit - rows, column], block)
+    else:
+        r = tl.arange(0, ROWS)
+        c = column + tl.arange(0, COLUMNS)
+        base = dst + start.to(tl.int64) * stride
+        inside = (r[:, None] < rows) & (c[None, :] < columns)
+        block = value.to(dst.dtype.element_ty)
+        tl.store(base + (r[:, None] * stride + c[None, :]), block, mask=inside)
+
+
+@triton.jit
+def halves(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and right [ROWS, COLUMNS] of a [ROWS, 2 * COLUMNS] block."""
+    return block.reshape(ROWS, 2, COLUMNS).permute(0, 2, 1).split()
+
+
+@triton.jit
+def sigmoid(x):
+    """Logistic function of fp32 values by the hardware's base-2 exponential."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))

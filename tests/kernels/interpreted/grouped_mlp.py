@@ -1,0 +1,203 @@
+"""The expert MLP's kernels in Triton's interpreter, against a loop over experts.
+
+Run by `test_grouped_mlp.py` in a process of its own with TRITON_INTERPRET=1.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moelstrom.kernels.grouped_mlp import (
+    configs,
+    grouped_mlp,
+    grouped_mlp_reference,
+    launch,
+    ops,
+    routing,
+    sort_by_expert,
+)
+from moelstrom.kernels.grouped_mlp.plan import plan
+from moelstrom.kernels.grouped_mlp.reference import sort_by_expert_torch
+from moelstrom.kernels.targets import find
+
+TILE = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "GROUP_M": 2, "SUBTILES": 2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def uninitialized_is_nan() -> Iterator[None]:
+    """Memory that no kernel wrote reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["sm90", "gfx942"], ids=["descriptors", "pointers"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small tiles on few compute units, so that every program walks several tiles."""
+    base = find(request.param)
+    # Two units on each of an AMD GPU's dies: the renumbering over dies is at work too.
+    target = replace(base, compute_units=8, xcds=4 if base.xcds > 1 else 1)
+    monkeypatch.setattr(launch, "target_of", lambda x: target)
+
+    @functools.wraps(configs.config)
+    def small(*args: Any) -> dict[str, Any]:
+        return configs.config(*args) | TILE
+
+    monkeypatch.setattr(launch, "config", small)
+    return request.param
+
+
+def _inputs(
+    counts: list[int], hidden: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """(x, gate_up, down), offsets, and the gradient of y."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = [
+        (sum(counts), hidden),
+        (len(counts), 2 * width, hidden),
+        (len(counts), hidden, width),
+        (sum(counts), hidden),
+    ]
+    scales = [1, hidden**-0.5, width**-0.5, 1]
+    tensors = [
+        (torch.randn(s, generator=g) * k).to(dtype) for s, k in zip(shapes, scales, strict=True)
+    ]
+    offsets = torch.tensor(counts).cumsum(0).to(torch.int32)
+    return [t.requires_grad_() for t in tensors[:3]], offsets, tensors[3]
+
+
+def _assert_like_reference(
+    counts: list[int], hidden: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> None:
+    tensors, offsets, dy = _inputs(counts, hidden, width, dtype, seed)
+    y = grouped_mlp(*tensors, offsets)
+    y.backward(dy)
+    exact = [t.detach().float().requires_grad_() for t in tensors]
+    z = grouped_mlp_reference(*exact, offsets)
+    z.backward(dy.float())
+    for name, got, want in zip(
+        ("y", "dx", "d(gate_up)", "d(down)"),
+        (y, *(t.grad for t in tensors)),
+        (z, *(t.grad for t in exact)),
+        strict=True,
+    ):
+        assert got.dtype == dtype
+        scale = want.abs().max() if want.numel() else 0
+        torch.testing.assert_close(
+            got.float(), want, rtol=0, atol=float(TOLERANCE[dtype] * scale + 1e-9), msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("counts", "hidden", "width"),
+    [
+        ([17, 0, 5, 40], 32, 64),
+        ([17, 0, 5, 40], 40, 24),
+        ([0, 0, 3, 9, 0], 37, 21),
+        ([0, 75, 0], 48, 32),
+        ([1], 16, 8),
+        ([0, 0], 16, 8),
+        ([16, 32, 48], 128, 96),
+    ],
+)
+def test_all_gradients(
+    form: str, counts: list[int], hidden: int, width: int, dtype: torch.dtype
+) -> None:
+    _assert_like_reference(counts, hidden, width, dtype)
+
+
+def test_512_experts(form: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    counts = torch.zeros(512, dtype=torch.int64)
+    counts.scatter_add_(0, torch.randint(0, 512, (40,), generator=g), torch.ones(40).long())
+    _assert_like_reference(counts.tolist(), 16, 16, torch.float32)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 50), st.integers(1, 40))
+def test_random_routes(form: str, counts: list[int], hidden: int, width: int) -> None:
+    _assert_like_reference(counts, hidden, width, torch.float32, seed=hidden)
+
+
+@pytest.mark.parametrize("form", ["gfx942"], indirect=True)
+def test_adds_to_sums(form: str) -> None:
+    # By pointers only: the interpreter has no descriptor addition.
+    tensors, offsets, dy = _inputs([17, 0, 5, 40], 40, 24, torch.float32)
+    grouped_mlp(*tensors, offsets).backward(dy)
+    x, gate_up, down = (t.detach().clone().requires_grad_() for t in tensors)
+    sums = torch.ones_like(gate_up), torch.ones_like(down)
+    grouped_mlp(x, gate_up, down, offsets, sums).backward(dy)
+    assert gate_up.grad is None and down.grad is None
+    torch.testing.assert_close(x.grad, tensors[0].grad)
+    for total, t in zip(sums, tensors[1:], strict=True):
+        torch.testing.assert_close(total.detach(), t.grad + 1)
+
+
+def test_operators(form: str) -> None:
+    tensors, offsets, dy = _inputs([5, 0, 20], 16, 24, torch.float32)
+    torch.library.opcheck(ops.forward, (*tensors, offsets, True))
+    detached = [t.detach() for t in tensors]
+    hidden = ops.forward(*detached, offsets, True)[1]
+    torch.library.opcheck(ops.backward, (dy, *detached, offsets, hidden))
+    if form == "gfx942":
+        sums = [torch.zeros_like(t) for t in detached[1:]]
+        torch.library.opcheck(ops.accumulate, (dy, *detached, offsets, hidden, *sums))
+
+
+def test_inference_keeps_nothing(form: str) -> None:
+    tensors, offsets, _ = _inputs([5, 0, 20], 16, 24, torch.float32)
+    y, hidden = ops.forward(*(t.detach() for t in tensors), offsets, False)
+    assert hidden.shape == (0, 48)
+    torch.testing.assert_close(y, grouped_mlp(*tensors, offsets), rtol=0, atol=0)
+
+
+def test_compiles_without_a_break(form: str) -> None:
+    tensors, offsets, dy = _inputs([5, 0, 20], 16, 24, torch.float32)
+
+    def loss(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        return (grouped_mlp(2 * x, gate_up, down, offsets) * dy).sum()
+
+    plain = torch.autograd.grad(loss(*tensors), tensors)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*tensors), tensors), plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=9), st.sampled_from([16, 32]))
+def test_plan(counts: list[int], block: int) -> None:
+    offsets = torch.tensor(counts).cumsum(0).to(torch.int32)
+    rows = sum(counts)
+    found = plan(offsets, rows, block)
+    expected, start = [], 0
+    for expert, size in enumerate(counts):
+        for row in range(0, size, block):
+            expected.append([expert, start + row, min(size - row, block)])
+        start += size
+    assert found.count.item() == len(expected) <= found.tiles.shape[0]
+    assert found.tiles[: len(expected), :3].tolist() == expected
+    assert found.order.tolist() == sorted(range(len(counts)), key=lambda e: (-counts[e], e))
+
+
+@pytest.mark.parametrize(
+    ("copies", "experts"), [(0, 3), (1, 1), (1024, 8), (1025, 8), (5000, 7), (900, 512)]
+)
+def test_sort_by_expert(copies: int, experts: int) -> None:
+    ids = torch.randint(0, experts, (copies,), generator=torch.Generator().manual_seed(copies))
+    for got, want in zip(
+        sort_by_expert(ids, experts), sort_by_expert_torch(ids, experts), strict=True
+    ):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+    torch.library.opcheck(routing.sort, (ids, experts))
