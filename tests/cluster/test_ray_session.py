@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from moelstrom import UserError
 from moelstrom.cluster.ray_session import connection, ensure_token
 

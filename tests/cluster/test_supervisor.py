@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from moelstrom import UserError
 
 Run = Callable[..., Any]
