@@ -184,7 +184,11 @@ def _finish(run: RunConfig, console: Console) -> None:
     from .show import finish_view, next_steps
     from .summary import summarise
 
-    console.print(finish_view(run, read(run.folder)))
+    records = read(run.folder)
+    if not records:
+        print(f"trained; the log lies in {run.folder} on the node of rank 0")
+        return
+    console.print(finish_view(run, records))
     draw(run.folder)
     summarise(run.folder)
     next_steps(run, console)

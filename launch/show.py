@@ -109,4 +109,4 @@ def _train(config: RunConfig, overrides: list[str]) -> list[str]:
         load(source, overrides)
     except UserError:
         return []
-    return [*command(), "train", source, *(w for o in overrides for w in ("--set", o))]
+    return [command(), "train", source, *(w for o in overrides for w in ("--set", o))]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
+from moelstrom.launch.log import RunLog
 
 COMMANDS = {
     "": {"--version"},
@@ -108,7 +110,8 @@ def test_real_processes_end_with_the_right_code(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     good = moelstrom("train", "tiny", "--dry-run", "--json", folder=tmp_path)
     assert good.returncode == 0 and json.loads(good.stdout)["parameters"]["active"] == 871_808
-    for words in (["binary.yaml"], ["tiny", "--set", "name=\x1b[31m\udcff"]):
+    sets = ("name=\x1b[31m\udcff", 'data.tokenizer="\\e[31m"')
+    for words in (["binary.yaml"], *(["tiny", "--dry-run", "--set", text] for text in sets)):
         bad = moelstrom("train", *words, folder=tmp_path)
         assert bad.returncode == 2 and bad.stdout == b""
         assert bad.stderr.startswith(b"error: ") and bad.stderr.count(b"\n") == 1
@@ -214,6 +217,8 @@ def dataset(run: Any, text: Path) -> str:
 def test_prepared_data_is_checked_against_the_run(run: Any, dataset: str) -> None:
     train = [f"data.path={dataset}", "data.corpus=null", *HERE]
     message = refused(run("train", "tiny", sets=[*train, "data.weights={code: 1}"]))
+    # A worker that failed leaves its group to the end of its process.
+    dist.destroy_process_group()
     assert message.startswith("data.weights: code is not in a b, which holds text")
 
 
@@ -225,6 +230,7 @@ def test_the_outcome_of_the_workers_decides(
 
     def run_group(spec: Any, config: Any, **options: Any) -> Outcome:
         asked.append(spec)
+        RunLog(Path("runs/tiny"), [])({"kind": "run", "step": 0, "steps": 240})
         return Outcome(outcome, 0, "what happened", ())
 
     monkeypatch.setattr(supervisor, "run_group", run_group)
@@ -238,6 +244,27 @@ def test_the_outcome_of_the_workers_decides(
     # The workers get the whole config, under an absolute path.
     assert load(spec.command[-1]) == load("tiny", sets)
     assert Path(spec.command[-1]).is_absolute()
+
+
+def test_a_log_on_another_node_is_no_failure(
+    run: Any, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = Outcome(0, 0, "all workers finished", ())
+    monkeypatch.setattr(supervisor, "run_group", lambda *_, **__: finished)
+    code, out, _ = run("train", "tiny", sets=[f"data.path={dataset}"])
+    assert code == 0 and "the log lies in runs/tiny on the node of rank 0" in out
+
+
+def test_report_of_a_folder(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refused(run("report", "none")).startswith("none: no run has written metrics.jsonl here")
+    assert refused(run("report", "file")).startswith("file: Not a directory; give a folder")
+    log = RunLog(tmp_path / "r", [])
+    log({"kind": "run", "step": 4, "steps": 4})
+    log.close()
+    code, out, _ = run("report", "r")
+    assert code == 0 and json.loads(out)["starts_at_steps"] == [4]
+    assert (tmp_path / "r" / "run.png").exists()
 
 
 def test_an_interrupt_is_no_failure(

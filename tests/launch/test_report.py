@@ -38,7 +38,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_draw(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "a $x^ run"
+    folder = tmp_path / "a $x^$ run"
     folder.mkdir()
     records = RUNS[name]
     if records is not None:
