@@ -34,6 +34,11 @@ class EventWriter:
         os.set_inheritable(fd, False)
         return cls(fd)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a supervisor reads the events."""
+        return self._fd is not None
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Send one event with the present UNIX time; `fields` must be JSON values."""
         if self._fd is None:

@@ -23,6 +23,8 @@ from .placement import check_fits, cluster_text, gpus_per_worker, live_nodes
 from .spec import Event, OnEvent, WorkerSpec
 
 KILL_TIMEOUT_S = 6.0
+START_TIMEOUT_S = 120.0
+"""For Ray to start its own processes on the nodes."""
 BUSY_NOTICE_S = 5.0
 
 
@@ -259,16 +261,18 @@ class WorkerGroup:
     def _get(self, calls: Sequence[Any]) -> list[Any]:
         """Results in order of `calls`, with the losses and refusals of nodes told apart."""
         began, results = time.time(), []
-        limit = time.monotonic() + self._config.progress_timeout_s
+        limit = time.monotonic() + START_TIMEOUT_S
         for index, call in enumerate(calls):
             try:
                 results.append(ray.get(call, timeout=max(0.0, limit - time.monotonic())))
+            except GetTimeoutError as error:  # An OSError too, so it stands first.
+                raise StartError(actor_fault(index, error, began)) from error
             except OSError as error:
                 raise UserError(
                     f"a node of the cluster cannot start the worker in {Path.cwd()}: "
                     f"{str(error).strip().splitlines()[-1]}; run from a folder that all nodes share"
                 ) from error
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:
                 raise StartError(actor_fault(index, error, began)) from error
         return results
 

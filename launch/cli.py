@@ -1,9 +1,14 @@
 """The `moelstrom` command."""
 
+import io
 import json
+import re
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,8 +16,11 @@ from rich.console import Console
 from .. import UserError, __version__
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT, Event, WorkerSpec
-from .config import RunConfig, dump, load
+from .config import RESOLVED, RunConfig, dump, load
 from .kernels_cli import app as kernels_app
+
+if TYPE_CHECKING:
+    from .data.dataset import Dataset
 
 app = typer.Typer(
     help="Distributed mixture-of-experts pretraining from one YAML file.",
@@ -24,6 +32,8 @@ data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
 
+CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
+
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or a recipe's name (tiny).")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")
@@ -32,21 +42,34 @@ SetOption = Annotated[
 
 def main() -> None:
     """Run the command line: 2 and one message for a user's mistake, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold bytes that no encoding has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What the user wrote may command the terminal.
+        text = CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(error))
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT)
-    except KeyboardInterrupt:
-        print("interrupted; the last complete checkpoint stays", file=sys.stderr)
-        sys.exit(130)
 
 
-@app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option(help="Print the version.")] = False) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -57,19 +80,64 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON.")] = False,
 ) -> None:
     """Train, or go on from the run's last complete checkpoint."""
+    if as_json and not dry_run:
+        raise UserError("--json: shows a dry run; add --dry-run, or drop it")
     run = load(config, overrides)
+    _check_launcher(run)
     if dry_run:
         _dry_run(run, as_json)
         return
-    from .data.prepare import load_dataset
-
     console = Console()
-    # Before the workers start, so that one process prepares and shows the progress.
-    load_dataset(run.data)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    start = _train_here if run.cluster.launcher == "none" else _train_under_ray
-    start(run, console)
-    _finish(run, config, console)
+    resolved = _prepare(run)
+    try:
+        if run.cluster.launcher == "none":
+            _train_here(run, console)
+        else:
+            _train_under_ray(run, resolved, console)
+    except KeyboardInterrupt:
+        print("interrupted; the last complete checkpoint stays", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _finish(run, console)
+
+
+def _check_launcher(run: RunConfig) -> None:
+    # Here and not in `load`: the workers of another launcher, such as torchrun, read the same YAML.
+    if run.cluster.launcher == "none" and run.layout.world_size > 1:
+        raise UserError(
+            f"cluster.launcher: none starts one worker, but layout.dp is {run.layout.dp}; set "
+            "cluster.launcher: ray, or layout.dp: 1, or start the workers with `torchrun "
+            f"--nproc-per-node {run.layout.dp} -m moelstrom.launch.worker`"
+        )
+
+
+def _prepare(run: RunConfig) -> Path:
+    """Meet every mistake in what the run reads and writes before a worker starts; returns the
+    resolved config's file, which the workers read."""
+    from .data.prepare import ensure_default, load_dataset
+    from .data.tokenizer import load_tokenizer
+    from .loop import sized
+
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    sized(run.model, tokenizer.vocab_size)
+    resolved = run.folder / RESOLVED
+    with _usable(f"output: {run.folder}"):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        resolved.write_text(dump(run), encoding="utf-8")
+    with _usable(f"data.path: {run.data.path}"):
+        if run.data.corpus == "python":
+            ensure_default(Path(run.data.path), tokenizer, progress=True)
+        load_dataset(run.data)
+    return resolved
+
+
+@contextmanager
+def _usable(path: str) -> Iterator[None]:
+    """Make the system's refusal of a path the user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: {reason}; give a folder that this user can write") from None
 
 
 def _dry_run(run: RunConfig, as_json: bool) -> None:
@@ -80,6 +148,8 @@ def _dry_run(run: RunConfig, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"config": run.model_dump(mode="json"), **plan.as_json()}, indent=2))
     else:
+        # Whole lines, which can be copied into a file.
+        print(dump(run))
         Console().print(plan_view(run, plan))
 
 
@@ -91,12 +161,10 @@ def _train_here(run: RunConfig, console: Console) -> None:
         run_worker(run, [display], EventWriter(None))
 
 
-def _train_under_ray(run: RunConfig, console: Console) -> None:
+def _train_under_ray(run: RunConfig, resolved: Path, console: Console) -> None:
     from ..cluster.supervisor import run_group
     from .progress import Display
 
-    resolved = run.folder / "config.yaml"
-    resolved.write_text(dump(run), encoding="utf-8")
     command = (sys.executable, "-m", "moelstrom.launch.worker", "--config", str(resolved.resolve()))
     spec = WorkerSpec(command, run.layout.world_size, dict(run.cluster.env))
     with Display(console, run.steps, run.log_interval) as display:
@@ -112,14 +180,34 @@ def _train_under_ray(run: RunConfig, console: Console) -> None:
         raise typer.Exit(1)
 
 
-def _finish(run: RunConfig, source: str, console: Console) -> None:
+def _finish(run: RunConfig, console: Console) -> None:
     from .log import read
     from .report import draw
     from .show import finish_view, next_steps
+    from .summary import summarise
 
-    console.print(finish_view(run, read(run.folder)))
+    records = read(run.folder)
+    if not records:
+        print(f"trained; the log lies in {run.folder} on the node of rank 0")
+        return
+    console.print(finish_view(run, records))
     draw(run.folder)
-    next_steps(run, source, console)
+    summarise(run.folder)
+    next_steps(run, console)
+
+
+@app.command("report")
+def report_run(
+    folder: Annotated[Path, typer.Argument(help="A run's output folder.")],
+) -> None:
+    """Draw a run (run.png) and summarise it (summary.json, printed), whatever launched it."""
+    from .report import draw
+    from .summary import summarise
+
+    with _usable(f"{folder}"):
+        summary = summarise(folder)
+        draw(folder)
+    print(json.dumps(summary, indent=2))
 
 
 @data_app.command("prepare")
@@ -133,22 +221,44 @@ def prepare_data(
     valid_fraction: Annotated[float, typer.Option(help="Held-out share of documents.")] = 0.02,
 ) -> None:
     """Turn folders of text into Megatron's indexed format (.bin, .idx)."""
-    from .data.prepare import ensure_default, prepare
+    from .data.prepare import prepare
     from .data.tokenizer import load_tokenizer
+    from .show import command
 
-    made = load_tokenizer(tokenizer)
-    if domain:
-        domains = dict(_domain(entry) for entry in domain)
-        dataset = prepare(out, domains, made, valid_fraction=valid_fraction)
-    else:
-        dataset = ensure_default(out, made, progress=True)
+    with _usable(f"--out {out}"):
+        if domain:
+            made = load_tokenizer(tokenizer)
+            dataset = prepare(out, _domains(domain), made, valid_fraction=valid_fraction)
+        else:
+            dataset = _prepare_default(out, tokenizer, valid_fraction)
     for name, info in dataset.manifest.domains.items():
         print(f"{name}: {info.train.tokens:,} tokens to train, {info.valid.tokens:,} held out")
-    print(f"use it: moelstrom train tiny --set data.path={out} --set data.tokenizer={tokenizer}")
+    settings = [f"data.path={out}", f"data.tokenizer={tokenizer}"]
+    print(f"use it: {command()} train tiny --set {' --set '.join(map(shlex.quote, settings))}")
 
 
-def _domain(entry: str) -> tuple[str, Path]:
-    name, equals, folder = entry.partition("=")
-    if not equals or not name or not folder:
-        raise UserError(f"--domain {entry}: write name=folder")
-    return name, Path(folder)
+def _prepare_default(out: Path, tokenizer: str, valid_fraction: float) -> "Dataset":
+    from .data.config import DataConfig
+    from .data.prepare import VALID_FRACTION, ensure_default, load_dataset
+    from .data.tokenizer import load_tokenizer
+
+    if valid_fraction != VALID_FRACTION:
+        raise UserError(
+            f"--valid-fraction {valid_fraction}: Python's own text always holds out "
+            f"{VALID_FRACTION}; drop it, or name a --domain"
+        )
+    ensure_default(out, load_tokenizer(tokenizer), progress=True)
+    # What lay there before may be another tokenizer's.
+    return load_dataset(DataConfig(path=str(out), tokenizer=tokenizer))
+
+
+def _domains(entries: list[str]) -> dict[str, Path]:
+    domains: dict[str, Path] = {}
+    for entry in entries:
+        name, _, folder = entry.partition("=")
+        if not name or not folder:
+            raise UserError(f"--domain {entry}: write name=folder")
+        if name in domains:
+            raise UserError(f"--domain {entry}: {name} is {domains[name]} already; rename one")
+        domains[name] = Path(folder)
+    return domains

@@ -1,5 +1,7 @@
 """One run: YAML, checked, as typed sections."""
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +25,17 @@ from ..moe.config import (
 from ..moe.engines.options import EngineOptions
 from ..moe.ffn import FFNS
 from ..moe.mixers import MIXERS
-from .config_errors import explain, load_yaml, set_value
+from .config_errors import explain, join, load_yaml, plain, set_value, short
 from .data.config import DataConfig, microbatches
 
 RECIPES = Path(__file__).parent / "recipes"
+RESOLVED = "config.yaml"
+"""Name of the resolved config in a run's output folder."""
+MAX_INT = 2**31 - 1
+LIMITS = {"layout.dp": 2**16, "model.num_layers": 2**14}
+"""The largest value of a number that a plan counts out one by one; MAX_INT is any other's."""
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+"""What no file name or environment can hold."""
 
 
 class EvaluationConfig(Section):
@@ -41,7 +50,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything that decides a run."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     steps: Positive
     output: str = ""
@@ -85,20 +94,20 @@ def load(source: str, overrides: list[str] | None = None) -> RunConfig:
         set_value(values, override)
     try:
         config = RunConfig.model_validate(values)
-    except (ValidationError, RecursionError) as error:
+    except ValidationError as error:
         raise UserError(explain(str(path), error, RunConfig)) from None
-    problems = [problem for check in CHECKS for problem in _ask(check, config)]
+    problems = _unusable(config.model_dump())
+    problems = problems or [problem for check in CHECKS for problem in _ask(check, config)]
     if problems:
-        raise UserError("\n  ".join([f"{path}:", *problems]) if len(problems) > 1 else problems[0])
+        raise UserError(join(str(path), problems))
     return config
 
 
 def find(source: str) -> Path:
     """The file that `source` names: a path, else a recipe."""
-    recipe = RECIPES / f"{source}.yaml"
-    if not Path(source).exists() and "/" not in source and recipe.exists():
-        return recipe
-    return Path(source)
+    path = Path(source)
+    recipe = next((r for r in RECIPES.glob("*.yaml") if r.stem == source), path)
+    return path if recipe == path or path.is_file() else recipe
 
 
 def dump(config: RunConfig) -> str:
@@ -114,14 +123,49 @@ def _ask(check: Callable[[RunConfig], None], config: RunConfig) -> list[str]:
     return []
 
 
+def _unusable(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Problems with values that fit their field's type and still nothing can hold."""
+    problems = []
+    for name, value in values.items():
+        field = f"{prefix}{plain(name)}"
+        limit = LIMITS.get(field, MAX_INT)
+        if isinstance(value, dict):
+            problems += _unusable(value, f"{field}.")
+        elif isinstance(value, int) and value > limit:
+            problems.append(f"{field}: {short(value)} is too large; give {limit} or less")
+        if any(isinstance(text, str) and UNWRITABLE.search(text) for text in (name, value)):
+            problems.append(
+                f"{field}: {short(value)} has a NUL or half a character; give text that a file "
+                "name can hold"
+            )
+    return problems
+
+
 def _check_pattern(config: RunConfig) -> None:
     for entry in config.model.pattern:
         mixer, _, ffn = entry.partition("/")
         if mixer not in MIXERS or ffn not in FFNS:
             raise UserError(
-                f"model.pattern: {entry!r} is not `mixer/ffn` with mixer one of "
+                f"model.pattern: {entry!r} does not fit; write `mixer/ffn` with mixer one of "
                 f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
             )
+
+
+def _check_environment(config: RunConfig) -> None:
+    for name in config.cluster.env:
+        if not name or "=" in name:
+            raise UserError(
+                f"cluster.env: {name!r} names no environment variable; drop the `=`, or name one"
+            )
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    betas = config.optimizer.betas
+    if max(betas) == 1:
+        raise UserError(
+            f"optimizer.betas: {list(betas)} never forgets; give two numbers below 1, such as "
+            "[0.9, 0.95]"
+        )
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -133,16 +177,23 @@ def _check_experts(config: RunConfig) -> None:
     experts, ep = config.model.moe.num_experts, config.layout.ep
     if experts % ep:
         raise UserError(
-            f"layout.ep: {ep} does not divide model.moe.num_experts {experts}; every rank holds "
-            "the same number of experts"
+            f"layout.ep: {ep} does not divide model.moe.num_experts {experts}, and every rank "
+            "holds the same number of experts; set layout.ep to "
+            f"{_choices(math.gcd(experts, config.layout.dp))}, or another num_experts"
         )
+
+
+def _choices(number: int) -> str:
+    """The first few divisors of a number in words."""
+    divisors = [n for n in range(1, min(number, 64) + 1) if number % n == 0]
+    return " or ".join(map(str, divisors))
 
 
 def _check_schedule(config: RunConfig) -> None:
     if config.schedule.warmup_steps >= config.steps:
         raise UserError(
             f"schedule.warmup_steps: {config.schedule.warmup_steps} is not below steps "
-            f"{config.steps}; lower it or train longer"
+            f"{config.steps}; lower it, or raise steps"
         )
 
 
@@ -161,8 +212,10 @@ def _check_engine(config: RunConfig) -> None:
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _check_pattern,
+    _check_environment,
     _check_batch,
     _check_experts,
+    _check_optimizer,
     _check_schedule,
     _check_engine,
 )

@@ -1,6 +1,7 @@
 """The device of a rank, and what it can do at best."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -31,3 +32,13 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)
+
+
+def make_deterministic() -> None:
+    """Let torch use only GPU kernels that repeat bitwise; call it before any GPU work."""
+    # cuBLAS repeats itself only with workspaces of its own.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Every element is written before it is read here; filling costs bandwidth.
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False

@@ -1,11 +1,12 @@
 """Where a run's records go: JSON lines, TensorBoard, and whoever listens."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,7 +24,7 @@ class RunLog:
 
     def __init__(self, folder: Path, listeners: list[Listener]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / LOG_NAME).open("a", encoding="utf-8")
+        self._file = _open_at_line(folder / LOG_NAME)
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._listeners = listeners
         # Checkpoints report from the thread that writes them.
@@ -51,6 +52,16 @@ class RunLog:
         self._file.close()
 
 
+def _open_at_line(path: Path) -> TextIO:
+    """Open for appending; a line that a kill cut short ends first, or it would spoil the next."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+    return path.open("a", encoding="utf-8")
+
+
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     flat: list[tuple[str, float]] = []
     for key, value in record.items():
@@ -62,15 +73,28 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order; of a step logged twice only the last. A line cut short by
-    a kill is passed over."""
+    """The records of a run, in order, none before it began; of a step logged twice only the last.
+    A line that is no record (cut short by a kill) is passed over."""
+    try:
+        lines = (folder / LOG_NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
     records: dict[Any, dict[str, Any]] = {}
-    for number, line in enumerate((folder / LOG_NAME).read_text(encoding="utf-8").splitlines()):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+    for number, line in enumerate(lines):
+        record = _record(line)
+        if record is None:
             continue
-        key = (record.get("kind"), record.get("step", number))
+        key = (record["kind"], record["step"]) if "step" in record else number
         records.pop(key, None)
         records[key] = record
     return list(records.values())
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    return record if isinstance(record.get("step", 0), int) else None

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from ..moe.config import ModelConfig
 from ..moe.engines import make_engine
 from ..moe.engines.base import StepMetrics
 from ..moe.layout import Groups
-from ..moe.sizing.counts import flops_per_token
+from ..moe.sizing.counts import count_parameters, flops_per_token
 from .config import RunConfig
 from .data.loader import Loader
 from .hardware import peak_flops
 from .log import Listener, RunLog
+from .summary import machine
 
 VOCAB_MULTIPLE = 64
 """Vocabularies are padded to this: GEMM widths then fill whole tiles."""
@@ -56,7 +58,7 @@ class Training:
 
     def run(self) -> None:
         """Train to the last step, then save and evaluate."""
-        self._record({"kind": "run", "step": self.engine.steps_done, "steps": self.config.steps})
+        self._record(self._describe_run())
         while self.engine.steps_done < self.config.steps:
             self._step()
             done = self.engine.steps_done
@@ -75,6 +77,19 @@ class Training:
     def _record(self, record: dict[str, Any]) -> None:
         if self.log:
             self.log(record)
+
+    def _describe_run(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "kind": "run",
+            "step": self.engine.steps_done,
+            "steps": config.steps,
+            "ranks": self.groups.dp.size,
+            "engine": config.engine.model_dump(),
+            "layout": config.layout.model_dump(),
+            "parameters": asdict(count_parameters(self.model_config)),
+            **machine(self.device),
+        }
 
     def _step(self) -> None:
         started = time.perf_counter()

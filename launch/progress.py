@@ -1,6 +1,6 @@
 """A run as a person watches it: one live line on a terminal, plain lines elsewhere."""
 
-import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +37,8 @@ class Display:
             show(record)
 
     def _say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        # A message may hold brackets, which are no markup.
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show_run(self, r: dict[str, Any]) -> None:
         self._progress.update(self._task, completed=r["step"])
@@ -47,8 +48,7 @@ class Display:
             return
         last = self._step_s or r["step_s"]
         self._step_s = 0.9 * last + 0.1 * r["step_s"]
-        left = (self._steps - r["step"]) * self._step_s
-        eta = time.strftime("%H:%M:%S", time.gmtime(left))
+        eta = timedelta(seconds=round((self._steps - r["step"]) * self._step_s))
         mfu = f"  mfu {100 * r['mfu']:.1f}%" if "mfu" in r else ""
         text = (
             f"loss {r['loss']:.4f}  {r['tokens_per_s']:,.0f} tok/s{mfu}  "

@@ -24,7 +24,7 @@ def draw(folder: Path) -> Path:
         _line(axes[1, 0], steps, "expert_balance", "largest expert load / mean")
         _line(axes[1, 1], steps, "grad_norm", "gradient norm")
         _rate(axes[1, 1], steps)
-        figure.suptitle(folder.name)
+        figure.suptitle(folder.resolve().name, parse_math=False)
         path = folder / "run.png"
         figure.savefig(path, dpi=110)
     finally:

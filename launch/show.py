@@ -1,19 +1,25 @@
 """Tables for a person: the dry run's plan and the end of a run."""
 
+import math
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
-from .config import RunConfig, dump
+from .. import UserError
+from .config import RESOLVED, RunConfig, load
 from .plan import GIB, Plan
 
 
 def plan_view(config: RunConfig, plan: Plan) -> RenderableType:
-    """The resolved config, sizes, memory and placement."""
-    return Group(Syntax(dump(config), "yaml"), _sizes(plan), _memory(plan), _placement(config, plan))
+    """Sizes, memory and placement."""
+    return Group(_sizes(plan), _memory(plan), _placement(config, plan))
 
 
 def _sizes(plan: Plan) -> Table:
@@ -53,20 +59,54 @@ def finish_view(config: RunConfig, records: list[dict[str, Any]]) -> RenderableT
     table = Table("domain", "validation loss", "perplexity")
     if evaluations:
         for domain, loss in evaluations[-1]["loss"].items():
-            table.add_row(domain, f"{loss:.4f}", f"{2.718281828459045**loss:.2f}")
+            table.add_row(domain, f"{loss:.4f}", f"{_exp(loss):.2f}")
     return table
 
 
-def next_steps(config: RunConfig, source: str, console: Console) -> None:
+def _exp(loss: float) -> float:
+    """exp, infinite where a float cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def command() -> str:
+    """How the user calls `moelstrom`; the `run` script says so in the environment."""
+    return os.environ.get("MOELSTROM_COMMAND", "moelstrom")
+
+
+def next_steps(config: RunConfig, console: Console) -> None:
     """What a user may want to run now."""
     folder = config.folder
-    more = config.steps * 2
-    for text, command in (
-        ("curves", f"tensorboard --logdir {folder / 'tensorboard'}"),
-        ("picture", str(folder / "run.png")),
-        ("every step as JSON", str(Path(folder) / "metrics.jsonl")),
-        ("train on, twice as long", f"moelstrom train {source} --set steps={more}"),
-        ("the other engine", f"moelstrom train {source} --set engine.name=deepspeed "
-         f"--set name={config.name}-deepspeed"),
+    for text, words in (
+        ("curves", [_program("tensorboard"), "--logdir", str(folder / "tensorboard")]),
+        ("picture", [str(folder / "run.png")]),
+        ("every step as JSON", [str(folder / "metrics.jsonl")]),
+        ("train on, twice as long", _train(config, [f"steps={2 * config.steps}"])),
+        ("the other engine", _train(config, _other_engine(config))),
     ):
-        console.print(f"  {text}: [bold]{command}[/bold]", soft_wrap=True, highlight=False)
+        if words:
+            line = Text.assemble(f"  {text}: ", (shlex.join(words), "bold"))
+            console.print(line, soft_wrap=True)
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment, which may not be the shell's."""
+    return name if shutil.which(name) else str(Path(sys.executable).with_name(name))
+
+
+def _other_engine(config: RunConfig) -> list[str]:
+    other = "native" if config.engine.name == "deepspeed" else "deepspeed"
+    output = [f"output={config.output}-{other}"] if config.output else []
+    return [f"engine.name={other}", f"name={config.name}-{other}", *output]
+
+
+def _train(config: RunConfig, overrides: list[str]) -> list[str]:
+    """The command that runs the resolved config with changes; empty if that is no valid run."""
+    source = str(config.folder / RESOLVED)
+    try:
+        load(source, overrides)
+    except UserError:
+        return []
+    return [command(), "train", source, *(w for o in overrides for w in ("--set", o))]

@@ -9,39 +9,55 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 from .. import UserError
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT
 from .config import RunConfig, load
-from .hardware import rank_device
+from .hardware import make_deterministic, rank_device
 from .log import Listener
 from .loop import Training
+from .progress import Display
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one rank; returns the exit code (2 for a user's mistake)."""
-    supervised = EventWriter.from_env()
+    events = EventWriter.from_env()
     parser = argparse.ArgumentParser(prog="moelstrom.launch.worker")
     parser.add_argument("--config", required=True, help="YAML file or recipe")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args(arguments)
     try:
         config = load(options.config, options.set)
-        run(config, [lambda record: supervised.emit(**record)], supervised)
+        with _listener(config, events) as listener:
+            run(config, [listener], events)
     except UserError as error:
-        supervised.emit("error", message=str(error))
+        events.emit("error", message=str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR_EXIT
     return 0
 
 
+@contextmanager
+def _listener(config: RunConfig, events: EventWriter) -> Iterator[Listener]:
+    """The supervisor, which shows the run; without one (torchrun, Slurm) rank 0 shows it here."""
+    if events.connected or os.environ.get("RANK", "0") != "0":
+        yield lambda record: events.emit(**record)
+        return
+    with Display(Console(), config.steps, config.log_interval) as display:
+        yield display
+
+
 def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> None:
     """Train on this rank; `listeners` get the records of rank 0, `events` every rank's steps."""
     device = rank_device()
+    if config.engine.deterministic and device.type == "cuda":
+        make_deterministic()
     with process_group(device):
         Training(config, device, listeners, events).run()
 
@@ -50,7 +66,9 @@ def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> No
 def process_group(device: torch.device) -> Iterator[None]:
     """The default process group: env:// when a launcher started us, else of one process."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    place = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    place: dict[str, Any] = (
+        {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    )
     bound = device if device.type == "cuda" else None
     dist.init_process_group(backend, device_id=bound, **place)
     try:

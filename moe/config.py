@@ -133,6 +133,8 @@ class EngineConfig(Section):
     """torch.compile each block (GPU)."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass."""
+    deterministic: bool = False
+    """Only kernels that repeat bitwise on GPUs too, so that a resume does; the CPU's always do."""
     bucket_mb: Positive = 64
     """Gradient bytes fused into one collective, in MiB."""
 

@@ -37,7 +37,9 @@ class Groups:
                 f"started: start {layout.world_size}, or set layout.dp={world}"
             )
         self.layout = layout
-        self.dp = Team(dist.group.WORLD, rank, world)
+        whole = dist.group.WORLD
+        assert whole is not None
+        self.dp = Team(whole, rank, world)
         self.ep = _split(expert_parallel_ranks(layout), rank)
         self.edp = _split(expert_data_parallel_ranks(layout), rank)
 

@@ -1,6 +1,7 @@
 """The decoder: embedding, blocks chosen by a pattern, output projection and loss."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ class Model(nn.Module):
         """Move every router's balancing bias by the global `counts` [moe layers, E]."""
         if self.config.moe.bias_update_rate == 0:
             return
-        routers = [b.ffn.router for b in self.layers if hasattr(b.ffn, "router")]
+        routers: list[Any] = [b.ffn.router for b in self.layers if hasattr(b.ffn, "router")]
         for router, count in zip(routers, counts, strict=True):
             router.update_bias(count)
 

@@ -50,6 +50,7 @@ def _child(rank: int, world: int, folder: str, where: tuple[str, str], args: tup
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    outcome: tuple[str | None, Any]
     try:
         outcome = (None, _function(*where)(*args))
     except BaseException:

@@ -17,7 +17,7 @@ class _GatherRows(torch.autograd.Function):
         return x.index_select(0, order // copies if copies > 1 else order)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ class DeepSpeedEngine:
         # all-reduce for inference on CPU, takes 20 s and training does not use it.
         deepspeed.ops.__compatible_ops__ = {}
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # It calls collectives by names that torch 2.13 warns of, at every step.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 
     def build(self, model: Model) -> None:
         """Hand the model to DeepSpeed; collective over all ranks."""

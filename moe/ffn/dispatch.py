@@ -27,7 +27,7 @@ class _AllToAll(torch.autograd.Function):
         return _exchange(x, sent, received, group)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
         c = ctx

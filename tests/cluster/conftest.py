@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.ray_session import ray_session
 from moelstrom.cluster.spec import Event, Outcome, WorkerSpec

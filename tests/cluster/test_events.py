@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+
 from moelstrom.cluster.events import EVENTS_FD, EventWriter
 
 

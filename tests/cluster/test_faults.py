@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+
 from moelstrom.cluster.faults import (
     Fault,
     Weight,

@@ -1,4 +1,5 @@
 import pytest
+
 from moelstrom import UserError
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.placement import (

@@ -7,6 +7,7 @@ from pathlib import Path
 from queue import Queue
 
 import psutil
+
 from moelstrom.cluster.process import WorkerProcess
 from moelstrom.cluster.spec import Event
 

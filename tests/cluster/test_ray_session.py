@@ -4,8 +4,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+
 from moelstrom import UserError
 from moelstrom.cluster.ray_session import connection, ensure_token
 
@@ -70,7 +72,8 @@ def test_only_clients_with_the_token_may_join(local_ray: None) -> None:
 def test_the_local_ray_is_private_to_the_run(local_ray: None) -> None:
     import ray
 
-    folder = Path(ray._private.worker._global_node.get_session_dir_path()).parents[1]
+    node: Any = ray._private.worker._global_node
+    folder = Path(node.get_session_dir_path()).parents[1]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from moelstrom import UserError
 
 Run = Callable[..., Any]
@@ -105,7 +106,7 @@ def test_a_stopped_rank_is_noticed(run: Run) -> None:
 def test_a_hung_rank_is_noticed(run: Run) -> None:
     ran = run(
         "steps(100 if rank == 0 and restart == 0 else 2); time.sleep(0 if restart else 600)",
-        progress_timeout_s=2,
+        progress_timeout_s=6,
     )
     assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
     assert "rank 1 made no progress" in ran.phases()["fault"]["reason"]

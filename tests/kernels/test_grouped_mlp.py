@@ -27,7 +27,8 @@ def test_grouped_mlp(counts: list[int], hidden: int, width: int) -> None:
     results = []
     for form in (grouped_mlp, grouped_mlp_reference):
         tensors, offsets = _inputs(counts, hidden, width)
-        y = form(*tensors, offsets)
+        x, gate_up, down = tensors
+        y = form(x, gate_up, down, offsets)
         (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
         results.append([y, *(t.grad for t in tensors)])
     for fast, plain in zip(*results, strict=True):

@@ -1,5 +1,7 @@
 """Expert parallelism changes where experts live, not one value."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from moelstrom.moe.naming import is_expert, logical_tensors, to_shards
 VOCAB, LENGTH, ROWS = 48, 12, 4
 
 
-def config(**moe: object) -> ModelConfig:
+def config(**moe: Any) -> ModelConfig:
     return ModelConfig(
         vocab_size=VOCAB,
         hidden_size=16,
@@ -46,7 +48,8 @@ def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> d
     groups = Groups(LayoutConfig(dp=world, ep=ep))
     model = build_model(model_config, groups, seed=7)
     if bias is not None:
-        model.layers[1].ffn.router.bias.copy_(torch.tensor(bias))
+        ffn: Any = model.layers[1].ffn
+        ffn.router.bias.copy_(torch.tensor(bias))
     share = ROWS // world
     whole = global_batch()
     rows = slice(rank * share, (rank + 1) * share)
@@ -67,7 +70,7 @@ def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> d
     return result
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], list[float] | None]] = {
     "balanced": ({}, None),
     "sigmoid, shared": ({"score": "sigmoid", "shared_expert_size": 8}, None),
     "batch scope": ({"balance_scope": "batch"}, None),

@@ -1,7 +1,8 @@
 import pytest
+from pydantic import ValidationError
+
 from moelstrom import UserError
 from moelstrom.launch.data.config import DataConfig, microbatches
-from pydantic import ValidationError
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from moelstrom import UserError
 from moelstrom.launch.data.corpus import MAX_CODE_BYTES, folder_source, python_sources
 

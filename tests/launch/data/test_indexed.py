@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moelstrom import UserError
 from moelstrom.launch.data.indexed import HEADER, IndexedReader, IndexedWriter, token_dtype
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moelstrom import UserError
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader, make_batch

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from moelstrom import UserError
 from moelstrom.launch.data import prepare as module
 from moelstrom.launch.data.config import DataConfig

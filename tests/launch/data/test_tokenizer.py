@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from moelstrom import UserError
 from moelstrom.launch.data.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_fingerprint
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 
 def bpe(path: Path, special: list[str]) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from moelstrom.moe.checkpoint.commit import CheckpointError
 from moelstrom.moe.checkpoint.reader import choose
 from moelstrom.moe.checkpoint.saver import Saver

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from moelstrom.moe.checkpoint.reader import choose, complete, latest, verify
 
 NUMEL = 300_000

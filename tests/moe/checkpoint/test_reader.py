@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.commit import Commit
 from moelstrom.moe.checkpoint.folder import marker_text, shard_name, step_folder, temporary_folder

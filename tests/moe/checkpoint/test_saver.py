@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from moelstrom.moe.checkpoint.commit import CheckpointError, merge
 from moelstrom.moe.checkpoint.reader import Reader, complete, latest, verify
 from moelstrom.moe.checkpoint.saver import Saver

@@ -1,6 +1,7 @@
 """Routers: weights, balancing losses and the balancing bias."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -10,9 +11,10 @@ from moelstrom.moe.config import MoEConfig
 from moelstrom.moe.ffn.router import Router
 
 
-def router(**fields: object) -> Router:
+def router(**fields: Any) -> Router:
     config = MoEConfig(**{"num_experts": 4, "top_k": 2, "expert_size": 8, **fields})
-    made = Router(8, config, SimpleNamespace())
+    groups: Any = SimpleNamespace()
+    made = Router(8, config, groups)
     torch.nn.init.normal_(made.weight, generator=torch.Generator().manual_seed(0))
     return made
 

@@ -1,5 +1,7 @@
 """Schedules and Muon."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +20,7 @@ def test_rate_rises_once_and_never_rises_again(
     rates = [learning_rate(schedule, 2.0, i, warmup + rest) for i in range(warmup + rest)]
     after = rates[warmup:]
     assert rates[:warmup] == sorted(rates[:warmup])
-    assert all(a >= b - 1e-12 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(after))
     assert after[0] == pytest.approx(2.0) or name == "wsd"
     assert all(2.0 * low - 1e-9 <= rate <= 2.0 for rate in after)
 
