@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..grouped_mlp import grouped_mlp, grouped_mlp_torch, sort_by_expert
 from ..permute import combine_rows, gather_rows, inverse_permutation, plain
@@ -78,6 +79,20 @@ def dense_chain(case: Case) -> Pair:
         return dy @ w2, dy.T @ act, d_hidden @ w1, d_hidden.T @ rows
 
     return Pair(forward, both, None)
+
+
+def dense_mlp(case: Case) -> Pair:
+    """A dense SwiGLU layer of the same FLOPs through autograd, one weight matrix for all rows."""
+    leaves = (case.gate_up[0], case.down[0])
+    w1, w2 = (weight.detach().clone().requires_grad_() for weight in leaves)
+
+    def run(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down)
+
+    pair = differentiable(run, (case.rows, w1, w2), case.row_grad)
+    # Its weights are not the experts', so its output is no experts' output.
+    return pair._replace(output=None)
 
 
 def distinct_bmm(case: Case) -> Pair:
@@ -225,6 +240,7 @@ OURS, DENSE = "moelstrom", "dense chain"
 EXPERTS: dict[str, Maker] = {
     OURS: _experts(grouped_mlp),
     DENSE: dense_chain,
+    "dense SwiGLU layer, eager": dense_mlp,
     "torch bmm, distinct weights": distinct_bmm,
     "torch grouped_mm, eager": _experts(grouped_mlp_torch),
     "torch grouped_mm, compiled": _experts(_compiled(grouped_mlp_torch)),

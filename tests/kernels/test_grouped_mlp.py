@@ -1,10 +1,5 @@
 """The grouped forms against plain loops: forward, backward, odd sizes, empty experts."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,18 +28,6 @@ def test_grouped_mlp(counts: list[int], hidden: int, width: int) -> None:
         results.append([y, *(t.grad for t in tensors)])
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_kernels_interpreted() -> None:
-    # The interpreter takes over every kernel of its process: it gets one of its own.
-    pytest.importorskip("triton")
-    tests = Path(__file__).parent / "interpreted" / "grouped_mlp.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-6000:]
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,8 +14,10 @@ from moelstrom.kernels.rms_norm import add_rms_norm, scaled_add_rms_norm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("operator", ["permute", "rms_norm", "newton_schulz", "cross_entropy"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "operator", ["grouped_mlp", "permute", "rms_norm", "newton_schulz", "cross_entropy"]
+)
 def test_kernels_interpreted(operator: str) -> None:
     # The interpreter takes over every kernel of its process: it gets one of its own.
     pytest.importorskip("triton")
