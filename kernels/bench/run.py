@@ -30,10 +30,11 @@ from .warm import COMPILED, compile_all
 METHOD = (
     "CUDA events around each call; before it 512 MiB are written 24 times, so L2 is cold and the "
     "host has queued the call's launches; contenders of a case are called in turn, round after "
-    "round; median, 10th and 90th percentile over the rounds. forward is called with gradients enabled, as in training; forward+backward makes the "
-    "gradients of tokens, both expert weights and (block) routing weights as fresh tensors. "
-    "peak_bytes: allocated during one call beside its inputs, outputs included. skewed: the "
-    f"experts' loads fall linearly, largest over smallest {SKEW:g}."
+    "round; median, 10th and 90th percentile over the rounds. forward is called with gradients "
+    "enabled, as in training; forward+backward makes the gradients of tokens, both expert weights "
+    "and (block) routing weights as fresh tensors. peak_bytes: allocated during one call beside "
+    "its inputs, outputs included. skewed: the experts' loads fall linearly, largest over "
+    f"smallest {SKEW:g}."
 )
 FULL = Plan(rounds=25, slow_rounds=20)
 QUICK = Plan(rounds=11, slow_rounds=5)

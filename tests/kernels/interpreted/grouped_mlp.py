@@ -68,10 +68,11 @@ def _assert_like_reference(
     counts: list[int], hidden: int, width: int, dtype: torch.dtype, seed: int = 0
 ) -> None:
     tensors, offsets, dy = _inputs(counts, hidden, width, dtype, seed)
-    y = grouped_mlp(*tensors, offsets)
+    x, gate_up, down = tensors
+    y = grouped_mlp(x, gate_up, down, offsets)
     y.backward(dy)
     exact = [t.detach().float().requires_grad_() for t in tensors]
-    z = grouped_mlp_reference(*exact, offsets)
+    z = grouped_mlp_reference(exact[0], exact[1], exact[2], offsets)
     z.backward(dy.float())
     for name, got, want in zip(
         ("y", "dx", "d(gate_up)", "d(down)"),
@@ -79,7 +80,7 @@ def _assert_like_reference(
         (z, *(t.grad for t in exact)),
         strict=True,
     ):
-        assert got.dtype == dtype
+        assert got is not None and want is not None and got.dtype == dtype
         scale = want.abs().max() if want.numel() else 0
         torch.testing.assert_close(
             got.float(), want, rtol=0, atol=float(TOLERANCE[dtype] * scale + 1e-9), msg=name
@@ -124,13 +125,14 @@ def test_random_routes(form: str, counts: list[int], hidden: int, width: int) ->
 def test_adds_to_sums(form: str) -> None:
     # By pointers only: the interpreter has no descriptor addition.
     tensors, offsets, dy = _inputs([17, 0, 5, 40], 40, 24, torch.float32)
-    grouped_mlp(*tensors, offsets).backward(dy)
+    grouped_mlp(tensors[0], tensors[1], tensors[2], offsets).backward(dy)
     x, gate_up, down = (t.detach().clone().requires_grad_() for t in tensors)
     sums = torch.ones_like(gate_up), torch.ones_like(down)
     grouped_mlp(x, gate_up, down, offsets, sums).backward(dy)
     assert gate_up.grad is None and down.grad is None
     torch.testing.assert_close(x.grad, tensors[0].grad)
     for total, t in zip(sums, tensors[1:], strict=True):
+        assert t.grad is not None
         torch.testing.assert_close(total.detach(), t.grad + 1)
 
 
@@ -146,10 +148,10 @@ def test_operators(form: str) -> None:
 
 
 def test_inference_keeps_nothing(form: str) -> None:
-    tensors, offsets, _ = _inputs([5, 0, 20], 16, 24, torch.float32)
-    y, hidden = ops.forward(*(t.detach() for t in tensors), offsets, False)
+    (x, gate_up, down), offsets, _ = _inputs([5, 0, 20], 16, 24, torch.float32)
+    y, hidden = ops.forward(x.detach(), gate_up.detach(), down.detach(), offsets, False)
     assert hidden.shape == (0, 48)
-    torch.testing.assert_close(y, grouped_mlp(*tensors, offsets), rtol=0, atol=0)
+    torch.testing.assert_close(y, grouped_mlp(x, gate_up, down, offsets), rtol=0, atol=0)
 
 
 def test_compiles_without_a_break(form: str) -> None:
