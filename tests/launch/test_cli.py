@@ -29,6 +29,9 @@ COMMANDS = {
     "": {"--version"},
     "train": {"config", "--set", "--dry-run", "--no-dry-run", "--json"},
     "report": {"folder"},
+    "kernels": set(),
+    "kernels check": {"--target", "--operator", "--json", "--workers"},
+    "kernels bench": {"--quick", "--no-quick", "--out"},
     "data": set(),
     "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},
 }
