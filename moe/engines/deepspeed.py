@@ -214,16 +214,7 @@ class DeepSpeedEngine:
             tally.add(out)
         self._engine.step()
         self.steps_done += 1
-        loss, aux, counts = tally.reduce(self.groups)
-        self.model.update_router_bias(counts)
-        return StepMetrics(
-            loss=loss.item() / totals.targets,
-            aux_loss=aux.item() / totals.sequences,
-            grad_norm=self._norm(),
-            lr=lr,
-            tokens=totals.targets,
-            expert_load=counts.cpu(),
-        )
+        return tally.finish(totals, self.model, self.groups, self._norm(), lr)
 
     def _norm(self) -> float:
         if isinstance(self._base, WholeOptimizer):

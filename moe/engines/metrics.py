@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ..batch import IGNORE, Batch
 from ..layout import Groups
 from ..model import Model, ModelOutput
+from .base import StepMetrics
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,21 @@ class Tally:
         assert self._sums is not None
         dist.all_reduce(self._sums, group=groups.dp.group)
         return self._sums[0], self._sums[1], self._sums[2:].view(self._shape).long()
+
+    def finish(
+        self, totals: Totals, model: Model, groups: Groups, norm: float, lr: float
+    ) -> StepMetrics:
+        """End a step: sum over all ranks, move the routers' biases, report; collective."""
+        loss, aux, counts = self.reduce(groups)
+        model.update_router_bias(counts)
+        return StepMetrics(
+            loss=loss.item() / totals.targets,
+            aux_loss=aux.item() / totals.sequences,
+            grad_norm=norm,
+            lr=lr,
+            tokens=totals.targets,
+            expert_load=counts.cpu(),
+        )
 
 
 @torch.no_grad()

@@ -85,16 +85,7 @@ class NativeEngine:
             self.options.schedule, self.options.optimizer.lr, self.steps_done, self.options.steps
         )
         self._update(norm, lr)
-        loss, aux, counts = tally.reduce(self.groups)
-        self.model.update_router_bias(counts)
-        return StepMetrics(
-            loss=loss.item() / totals.targets,
-            aux_loss=aux.item() / totals.sequences,
-            grad_norm=norm.item(),
-            lr=lr,
-            tokens=totals.targets,
-            expert_load=counts.cpu(),
-        )
+        return tally.finish(totals, self.model, self.groups, norm.item(), lr)
 
     def _reduce_gradients(self) -> torch.Tensor:
         """End all reductions; returns the global gradient norm, each parameter counted once."""
