@@ -1,4 +1,4 @@
-"""`moelstrom kernels`: the portability gate and the benchmark."""
+"""`moelstrom kernels`: the portability gate, the benchmark and the tuning of tiles."""
 
 import json
 from dataclasses import asdict
@@ -44,9 +44,7 @@ def check(
     todo = jobs(targets, registry.modules(operator))
     results = _run(todo, workers)
     rows = [(verdict, _estimate(job, verdict)) for job, verdict in results]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
+    console = _console()
     console.print(_table(rows))
     failed = sum(bool(verdict.problems) for verdict, _ in rows)
     if json_path:
@@ -64,25 +62,15 @@ def bench(
     ] = None,
 ) -> None:
     """Time the kernels against peers on this machine's GPU; 1 if any result is wrong."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "kernels bench: torch sees no GPU, and the benchmark times one; run it on a machine "
-            "with an AMD or NVIDIA GPU (`moelstrom kernels check` needs none)"
-        )
+    _need_gpu("bench", "the benchmark")
     _need_triton()
     from ..kernels.bench import report
     from ..kernels.bench.run import Bench, talker
 
     results = Bench(quick, talker()).run()
-    path = out or _results_path(results["gpu"]["name"], quick)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path = _save(results, out, "", "-quick" if quick else "")
     report.plot(results, path.with_suffix(".png"))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
+    console = _console()
     for table in report.tables(results):
         console.print(table)
     for failure in results["failed"]:
@@ -92,9 +80,63 @@ def bench(
         raise typer.Exit(1)
 
 
-def _results_path(gpu: str, quick: bool) -> Path:
-    name = gpu.lower().replace(" ", "-") + ("-quick" if quick else "")
-    return Path(registry.__file__).parent / "results" / f"{name}.json"
+@app.command()
+def tune(
+    operator: Annotated[
+        list[str] | None, typer.Option(help="For example grouped_mlp.gate_up; none: all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file. None: tune-<gpu>.json in kernels/results/.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also put the winners into kernels/tuning/.")
+    ] = False,
+) -> None:
+    """Find the expert MLP's fastest tiles on this machine's GPU; 1 if any operator has none."""
+    _need_gpu("tune", "tuning")
+    _need_triton()
+    from ..kernels import tuning
+    from ..kernels.bench import report
+    from ..kernels.bench.run import talker
+    from ..kernels.bench.tune import Tune, select
+    from ..kernels.targets import current
+
+    operators, target = select(operator), current()
+    results = Tune(operators, target, talker()).run()
+    path = _save(results, out, "tune-", "")
+    console = _console()
+    console.print(report.tuning(results))
+    for failure in results["failed"]:
+        console.print(f"not measured: {failure['what']}: {failure['reason']}", markup=False)
+    console.print(f"{path}; {len(results['dropped'])} configs dropped", markup=False)
+    if write and results["winners"]:
+        console.print(f"{tuning.commit(results['winners'], target)}", markup=False)
+    if len(results["winners"]) < len(operators):
+        raise typer.Exit(1)
+
+
+def _need_gpu(command: str, subject: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"kernels {command}: torch sees no GPU, and {subject} times one; run it on a machine "
+            "with an AMD or NVIDIA GPU (`moelstrom kernels check` needs none)"
+        )
+
+
+def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -> Path:
+    """Write the record to `out`, or to kernels/results/ under the GPU's name."""
+    name = prefix + results["gpu"]["name"].lower().replace(" ", "-") + suffix
+    path = out or Path(registry.__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _need_triton() -> None:

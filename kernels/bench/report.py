@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from .candidates import describe
+
 BAR = 0.88
 """Share of the dense chain asked of the experts' forward and backward pass."""
 STREAM_BAR = 0.85
@@ -45,6 +47,28 @@ def _shares(results: Results, scope: str) -> Table:
         cells = [_cell(mine, width, *column[:2]) for width in widths for column in COLUMNS]
         peak = max(row["peak_bytes"] for row in mine) / 2**30
         table.add_row(name, *cells, f"{peak:.2f}")
+    return table
+
+
+def tuning(results: Results) -> Table:
+    """What `kernels tune` found for every operator and width, beside what ran before and dense."""
+    table = Table(title=f"tile configs, {results['target']} ({results['gpu']['name']}), TFLOP/s")
+    for name in ("operator", "width", "fastest config"):
+        table.add_column(name, overflow="fold")
+    for name in ("rate", "in use", "dense", "of dense"):
+        table.add_column(name, justify="right")
+    for row in results["timings"]:
+        timed = [rate for rate in row["rates"] if rate["tflops"]]
+        best = max(timed, key=lambda rate: rate["tflops"], default=None)
+        old = [rate["tflops"] for rate in timed if rate["config"] == row["now"]]
+        rate, dense = best and best["tflops"], row["dense_tflops"]
+        table.add_row(
+            row["operator"],
+            row["width"],
+            describe(best["config"]) if best else "-",
+            *(f"{number:.0f}" if number else "-" for number in (rate, *(old or [None]), dense)),
+            f"{rate / dense:.2f}" if rate and dense else "-",
+        )
     return table
 
 

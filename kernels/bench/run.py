@@ -24,7 +24,7 @@ from .peers import (
     Pair,
     narrow_liger,
 )
-from .timing import DeviceLostError, Plan, Timing, free, measure
+from .timing import DeviceLostError, Plan, Timing, free, measure, reason
 from .warm import COMPILED, compile_all
 
 METHOD = (
@@ -90,9 +90,8 @@ class Bench:
         return self.results
 
     def _fail(self, what: str, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
-        self.results["failed"].append({"what": what, "reason": reason})
-        self.say(f"failed: {what}: {reason}")
+        self.results["failed"].append({"what": what, "reason": reason(error)})
+        self.say(f"failed: {what}: {reason(error)}")
 
     def _compile(self) -> None:
         self.say("compiling every contender, in parallel")

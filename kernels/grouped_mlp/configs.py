@@ -6,7 +6,7 @@ from typing import Any
 
 from ..spec import Variant
 from ..targets import Target
-from ..tuning import committed, matmul_tile, split, tuned
+from ..tuning import accumulators_fit, committed, matmul_tile, split, tuned
 from . import plan, rows, weights
 
 OPERATORS = (
@@ -80,6 +80,24 @@ def _shared(operator: str, target: Target, c: Mapping[str, Any], element_bytes: 
         held = 4 if operator in ("gate_up_gradient", "down_gradient") else element_bytes
         total += copies * c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] * held + 1024
     return total
+
+
+def fits(operator: str, target: Target, c: Mapping[str, Any]) -> bool:
+    """Whether a bf16 config keeps to the target's budgets, with its PROGRAMS on one compute unit:
+    shared memory, warps, and accumulators in registers. A weight gradient also with fp32 sums."""
+    accumulators = 2 if operator == "gate_up" else 1
+    programs, warps = c["PROGRAMS"], c["num_warps"]
+    widest = adding(c) if operator in ("gate_up_gradient", "down_gradient") else c
+    stage = (c["BLOCK_M"] + accumulators * c["BLOCK_N"]) * c["BLOCK_K"] * 2
+    resident = target.pipeline_bytes(stage, c["num_stages"]) + target.shared_reserved
+    elements = accumulators * c["BLOCK_M"] * c["BLOCK_N"]
+    return (
+        warps <= target.max_warps
+        and programs * warps <= target.warps
+        and programs * resident <= target.unit_shared_bytes
+        and _shared(operator, target, widest, 2) <= target.shared_bytes
+        and accumulators_fit(target, elements, warps, programs)
+    )
 
 
 def launch_constants(

@@ -14,10 +14,13 @@ from typing import Any
 
 from ..targets import Target
 
+FOLDER = Path(__file__).parent
+Entries = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
 
 @cache
 def _file(name: str) -> dict[str, dict[str, dict[str, Any]]]:
-    path = Path(__file__).with_name(f"{name}.json")
+    path = FOLDER / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -33,6 +36,26 @@ def tuned(operator: str, target: Target, key: str, default: Mapping[str, Any]) -
     return {**default, **configs.get(key, configs.get("*", {}))}
 
 
+def commit(found: Entries, target: Target) -> Path:
+    """Write the target's file anew with `found`, by operator and shape class, beside the operators
+    and classes it holds; returns its path."""
+    old = _file(target.name)
+    path = FOLDER / f"{target.name}.json"
+    path.write_text(render({**old, **{o: {**old.get(o, {}), **found[o]} for o in found}}), "utf-8")
+    _file.cache_clear()
+    return path
+
+
+def render(entries: Entries) -> str:
+    """The text of a tuning file: operators by name, a line a config, "*" last."""
+    operators = []
+    for operator, classes in sorted(entries.items()):
+        keys = sorted(classes, key=lambda key: key == "*")
+        lines = ",\n".join(f'    "{key}": {json.dumps(classes[key])}' for key in keys)
+        operators.append(f'  "{operator}": {{\n{lines}\n  }}')
+    return "{\n" + ",\n".join(operators) + "\n}\n"
+
+
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A config's constants and its Triton options, as a Variant takes them."""
     constants = {k: v for k, v in config.items() if k[0].isupper()}
@@ -45,16 +68,22 @@ def matmul_tile(target: Target, accumulators: int = 1, element_bytes: int = 2) -
     Returns BLOCK_M, BLOCK_N, BLOCK_K, num_warps and num_stages. `accumulators` [BLOCK_M, BLOCK_N]
     are held at once (2 for gate and up, whose weights are two tiles of a stage).
     """
-    # The rest of the registers holds addresses and, on some targets, the operands.
-    share = 0.45 if target.operands_in_registers else 0.6
     for m, n, k, warps in _TILES:
-        threads = warps * target.warp_size
-        budget = share * min(target.thread_registers, target.registers // threads)
         stages = _stages(target, (m + accumulators * n) * k * element_bytes)
-        if accumulators * m * n // threads <= budget and stages:
+        if stages and accumulators_fit(target, accumulators * m * n, warps):
             sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
             return {**sizes, "num_warps": warps, "num_stages": stages}
     raise ValueError(f"no tile fits {target.name} with {accumulators} accumulators")
+
+
+def accumulators_fit(target: Target, elements: int, warps: int, programs: int = 1) -> bool:
+    """Whether a program's fp32 accumulators leave registers enough for the rest, with that many
+    programs on a compute unit."""
+    # The rest of the registers holds addresses and, on some targets, the operands.
+    share = 0.45 if target.operands_in_registers else 0.6
+    threads = warps * target.warp_size
+    budget = share * min(target.thread_registers, target.registers // (threads * programs))
+    return elements // threads <= budget
 
 
 _TILES = [

@@ -34,6 +34,10 @@ COMMANDS = {
     "kernels bench": {"--quick", "--no-quick", "--out"},
     "data": set(),
     "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},
+    "kernels": set(),
+    "kernels check": {"--target", "--operator", "--json", "--workers"},
+    "kernels bench": {"--quick", "--no-quick", "--out"},
+    "kernels tune": {"--operator", "--out", "--write"},
 }
 HERE = ["cluster.launcher=none", "layout.dp=1", "layout.ep=1"]
 
