@@ -253,7 +253,10 @@ def environment() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["moelstrom", *sys.argv[1:]],
-        "machine": {"system": platform.platform(), "python": platform.python_version()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
         "gpu": {
             "name": properties.name,
             "compute_units": properties.multi_processor_count,
