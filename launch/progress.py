@@ -1,10 +1,13 @@
-"""A run as a person watches it: one live line on a terminal, plain lines elsewhere."""
+"""A run as a person watches it: a live bar on a terminal, plain lines there and elsewhere."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 
 class Display:
@@ -14,21 +17,26 @@ class Display:
         self._console, self._steps, self._interval = console, steps, log_interval
         self._progress = Progress(
             TextColumn("[bold]train"),
-            BarColumn(bar_width=24),
+            BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[eta]}"),
             console=console,
-            disable=not console.is_terminal,
         )
-        self._task: TaskID = self._progress.add_task("train", total=steps, text="starting")
+        self._task: TaskID = self._progress.add_task("train", total=steps, eta="starting")
+        # A row of its own: beside the bar it would not fit 80 columns.
+        self._facts = Text()
+        self._live = ExitStack()
         self._step_s: float | None = None
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.enter_context(
+                Live(Group(self._progress, self._facts), console=self._console)
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self._live.close()
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one record; unknown kinds are passed over."""
@@ -38,7 +46,7 @@ class Display:
 
     def _say(self, text: str) -> None:
         # A message may hold brackets, which are no markup.
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show_run(self, r: dict[str, Any]) -> None:
         self._progress.update(self._task, completed=r["step"])
@@ -48,16 +56,20 @@ class Display:
             return
         last = self._step_s or r["step_s"]
         self._step_s = 0.9 * last + 0.1 * r["step_s"]
-        eta = timedelta(seconds=round((self._steps - r["step"]) * self._step_s))
+        left = timedelta(seconds=round((self._steps - r["step"]) * self._step_s))
         mfu = f"  mfu {100 * r['mfu']:.1f}%" if "mfu" in r else ""
-        text = (
+        eta = f"ETA {left}"
+        facts = (
             f"loss {r['loss']:.4f}  {r['tokens_per_s']:,.0f} tok/s{mfu}  "
             f"balance {r['expert_balance']:.2f}  grad {r['grad_norm']:.3f}  "
-            f"lr {r['lr']:.2e}  ETA {eta}"
+            f"lr {r['lr']:.2e}"
         )
-        self._progress.update(self._task, completed=r["step"], text=text)
+        self._progress.update(self._task, completed=r["step"], eta=eta)
+        self._facts.plain = facts
         if r["step"] == 1 or r["step"] % self._interval == 0:
-            self._say(f"step {r['step']}/{self._steps}  {text}")
+            # On a terminal the bar has the time left.
+            end = "" if self._console.is_terminal else f"  {eta}"
+            self._say(f"step {r['step']}/{self._steps}  {facts}{end}")
 
     def _show_eval(self, r: dict[str, Any]) -> None:
         losses = "  ".join(f"{domain} {loss:.4f}" for domain, loss in r["loss"].items())

@@ -9,9 +9,11 @@ from rich.console import Console
 from moelstrom.launch.progress import Display
 
 
-def shown(records: list[dict[str, Any]], terminal: bool = False, interval: int = 10) -> str:
+def shown(
+    records: list[dict[str, Any]], terminal: bool = False, interval: int = 10, width: int = 200
+) -> str:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=200, color_system=None)
+    console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     with Display(console, 100_000, interval) as display:
         for record in records:
             display(record)
@@ -77,6 +79,9 @@ def test_what_is_not_for_a_person_is_passed_over() -> None:
     assert shown([{"kind": "step", "step": 10}]) == ""
 
 
-def test_a_terminal_gets_a_live_line() -> None:
-    text = shown([{"kind": "run", "step": 0}, step(1), step(2)], terminal=True)
-    assert "2/100000" in text and text.count("step 1/100000") == 1
+def test_a_terminal_of_80_columns_gets_a_bar_and_the_facts() -> None:
+    records = [{"kind": "run", "step": 0}, step(1), step(2)]
+    text = shown(records, terminal=True, width=80)
+    assert any("train" in line and "2/100000 ETA 13:53:19" in line for line in text.splitlines())
+    assert "lr 2.00e-03\n" in text.replace("\r", "")
+    assert text.count("step 1/100000") == 1
