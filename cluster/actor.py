@@ -118,7 +118,7 @@ def worker_env(base: dict[str, str], start: Start, address: str) -> dict[str, st
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
     if start.hide_gpus:
         for name in GPU_VARIABLES:
-            env.setdefault(name, "-1")
+            env[name] = start.env.get(name, "-1")
     return env
 
 

@@ -88,6 +88,7 @@ class WorkerGroup:
         self._placement: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._members: list[Member] = []
+        self._looked = time.monotonic()
 
     @property
     def finished(self) -> bool:
@@ -112,12 +113,15 @@ class WorkerGroup:
             return []
         ready, rest = ray.wait(list(waiting), timeout=min(timeout_s, self._poll_s))
         more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
+        self._looked = time.monotonic()
         found = [self._receive(waiting[reference]) for reference in [*ready, *more]]
         return [fault for fault in found if fault is not None]
 
     def overdue(self) -> Fault | None:
         """The rank that has been silent for too long, else the one that is stalled."""
-        now = time.monotonic()
+        # Not the present: handling events may take long here (a stopped terminal, say), which is no
+        # silence of theirs.
+        now = self._looked
         running = [member for member in self._members if member.poll is not None]
         for member in running:
             silent, limit = (
@@ -281,7 +285,7 @@ def in_rank_order(members: Sequence[Member]) -> list[Member]:
     """Number the members: ranks of one node stand together, in order of their GPUs."""
     nodes = list(dict.fromkeys(member.site.node for member in members))
     ordered = sorted(
-        members, key=lambda m: (nodes.index(m.site.node), [int(gpu) for gpu in m.site.gpus])
+        members, key=lambda m: (nodes.index(m.site.node), [(len(gpu), gpu) for gpu in m.site.gpus])
     )
     for rank, member in enumerate(ordered):
         member.rank = rank

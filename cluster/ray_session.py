@@ -127,11 +127,12 @@ def _check_reachable(address: str) -> None:
     host, separator, port = address.rpartition(":")
     if address == "auto":
         return
-    if not separator or "/" in host or not port.isdigit():
+    numbered = port.isascii() and port.isdigit() and int(port) < 2**16
+    if not separator or "/" in host or not numbered:
         raise UserError(f"cluster.address {address!r}: give `auto` or host:port of the head node")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"cluster.address {address!r}: no answer ({error}); check that a Ray head runs there"
         ) from error

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,10 @@ def _prepare(run: RunConfig) -> Path:
     with _usable(f"output: {run.folder}"):
         run.folder.mkdir(parents=True, exist_ok=True)
         resolved.write_text(dump(run), encoding="utf-8")
+    saves = Path(run.placed_checkpoint.path)
+    with _usable(f"checkpoint.path: {saves}"):
+        saves.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=saves).close()
     with _usable(f"data.path: {run.data.path}"):
         if run.data.corpus == "python":
             ensure_default(Path(run.data.path), tokenizer, progress=True)
@@ -166,7 +171,7 @@ def _train_under_ray(run: RunConfig, resolved: Path, console: Console) -> None:
     from .progress import Display
 
     command = (sys.executable, "-m", "moelstrom.launch.worker", "--config", str(resolved.resolve()))
-    spec = WorkerSpec(command, run.layout.world_size, dict(run.cluster.env))
+    spec = WorkerSpec(command, run.layout.world_size)
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 
 PEAK_BF16_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
     "B200": 2250e12,
     "MI300X": 1307e12,
-    "MI250X": 383e12,
+    "MI250X": 191.5e12,
 }
-"""Dense bf16 by the vendors' data sheets (a whole MI250X; each of its two devices has half)."""
+"""Dense bf16 of one device by the vendors' data sheets (an MI250X is two); the first name found in
+the device's counts."""
 
 
 def rank_device() -> torch.device:

@@ -36,10 +36,11 @@ def check(
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="PATH", help="Write every fact here.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; none: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; none: one a core.")] = None,
 ) -> None:
     """Compile every kernel for every target without a GPU; 1 if any breaks a rule."""
     _need_triton()
+    _check_writable("--json", json_path)
     targets = [find(name).name for name in target] if target else list(TARGETS)
     todo = jobs(targets, registry.modules(operator))
     results = _run(todo, workers)
@@ -64,6 +65,7 @@ def bench(
     """Time the kernels against peers on this machine's GPU; 1 if any result is wrong."""
     _need_gpu("bench", "the benchmark")
     _need_triton()
+    _check_writable("--out", out)
     from ..kernels.bench import report
     from ..kernels.bench.run import Bench, talker
 
@@ -95,6 +97,7 @@ def tune(
     """Find the expert MLP's fastest tiles on this machine's GPU; 1 if any operator has none."""
     _need_gpu("tune", "tuning")
     _need_triton()
+    _check_writable("--out", out)
     from ..kernels import tuning
     from ..kernels.bench import report
     from ..kernels.bench.run import talker
@@ -125,11 +128,22 @@ def _need_gpu(command: str, subject: str) -> None:
         )
 
 
+def _check_writable(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work that fills it."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None
+
+
 def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -> Path:
     """Write the record to `out`, or to kernels/results/ under the GPU's name."""
     name = prefix + results["gpu"]["name"].lower().replace(" ", "-") + suffix
     path = out or Path(registry.__file__).parent / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 

@@ -95,11 +95,7 @@ class Training:
         started = time.perf_counter()
         metrics = self.engine.step(self.loader.next())
         step = self.engine.steps_done
-        if not math.isfinite(metrics.loss):
-            raise UserError(
-                f"step {step}: the loss is {metrics.loss}; lower optimizer.lr, or raise "
-                "schedule.warmup_steps, and resume from the last checkpoint"
-            )
+        check_finite(step, metrics)
         if self.log:
             self._record(self._describe(step, metrics, time.perf_counter() - started))
         else:
@@ -132,6 +128,8 @@ class Training:
             batches = list(self.loader.valid(domain, self.config.evaluation.batches))
             total, count = self.engine.evaluate(batches)
             losses[domain] = total / max(count, 1)
+            # From every rank: a supervisor must not take a long evaluation for a hang.
+            self.events.emit("evaluated", domain=domain)
         self._record({"kind": "eval", "step": self.engine.steps_done, "loss": losses})
 
     def _save(self) -> None:
@@ -176,6 +174,17 @@ class Training:
         if f"{prefix}/cuda" in reader.tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(reader.read(f"{prefix}/cuda"), self.device)
         self._record({"kind": "resume", "step": reader.step, "folder": str(reader.folder)})
+
+
+def check_finite(step: int, metrics: StepMetrics) -> None:
+    """Stop before a diverged state is saved: the update that a gradient without a finite norm made
+    has spoilt the weights, even where the loss before it was finite."""
+    for name, value in (("loss", metrics.loss), ("gradient norm", metrics.grad_norm)):
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: the {name} is {value}; lower optimizer.lr, or raise "
+                "schedule.warmup_steps, and resume from the last checkpoint"
+            )
 
 
 def sized(model: ModelConfig, tokens: int) -> ModelConfig:

@@ -26,7 +26,7 @@ class Display:
         # A row of its own: beside the bar it would not fit 80 columns.
         self._facts = Text()
         self._live = ExitStack()
-        self._step_s: float | None = None
+        self._step_s, self._steps_seen = 0.0, 0
 
     def __enter__(self) -> "Display":
         if self._console.is_terminal:
@@ -49,13 +49,18 @@ class Display:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show_run(self, r: dict[str, Any]) -> None:
+        self._step_s, self._steps_seen = 0.0, 0
         self._progress.update(self._task, completed=r["step"])
+
+    def _average(self, step_s: float) -> float:
+        """Of the recent steps; a start's first one, which may compile, counts until the next."""
+        self._steps_seen += 1
+        return step_s if self._steps_seen <= 2 else 0.9 * self._step_s + 0.1 * step_s
 
     def _show_step(self, r: dict[str, Any]) -> None:
         if "loss" not in r:
             return
-        last = self._step_s or r["step_s"]
-        self._step_s = 0.9 * last + 0.1 * r["step_s"]
+        self._step_s = self._average(r["step_s"])
         left = timedelta(seconds=round((self._steps - r["step"]) * self._step_s))
         mfu = f"  mfu {100 * r['mfu']:.1f}%" if "mfu" in r else ""
         eta = f"ETA {left}"

@@ -18,6 +18,7 @@ from rich.console import Console
 from .. import UserError
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT
+from ..moe.checkpoint.commit import CheckpointError
 from .config import RunConfig, load
 from .hardware import make_deterministic, rank_device
 from .log import Listener
@@ -40,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         events.emit("error", message=str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR_EXIT
+    except CheckpointError as error:
+        # Perhaps a full disk: no mistake of the config, so a supervisor may try again.
+        events.emit("error", message=str(error))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

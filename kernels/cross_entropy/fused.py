@@ -59,6 +59,9 @@ def _(
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    # Else gradients of zeros are made for them, as large as the output projection.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
 
 

@@ -136,6 +136,8 @@ def _gradients(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, gate_up, down, offsets, _, gate_up_sum, down_sum = inputs
     ctx.mark_non_differentiable(output[1])
+    # Else a gradient of zeros is made for it, as large as the pre-activations.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, gate_up, down, offsets, output[1], gate_up_sum, down_sum)
 
 

@@ -42,9 +42,10 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(config.num_experts))
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Router":
+        bias = self.bias
         super()._apply(fn, recurse)
         # A cast of the model to bf16 must not coarsen the bias: its steps are about 1e-3.
-        self.bias = self.bias.float()
+        self.bias = bias.to(self.bias.device)
         return self
 
     def forward(self, x: torch.Tensor) -> Routing:
@@ -67,9 +68,10 @@ class Router(nn.Module):
     def _balance(self, scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Sum over sequences of E * sum_i f_i P_i (Switch, eq. 4; DeepSeek-V3, eq. 17-20).
 
-        f_i is the share of the chosen slots that expert i got, P_i its mean normalised score.
+        f_i is the share of the chosen slots that expert i got, P_i its mean normalised score. Zero
+        where no gradient is asked for: an evaluation has no use for it.
         """
-        if self.config.load_balance_weight == 0:
+        if self.config.load_balance_weight == 0 or not torch.is_grad_enabled():
             return scores.new_zeros(())
         share = scores / scores.sum(-1, keepdim=True)
         counted = counts.float()

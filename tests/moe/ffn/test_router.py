@@ -72,3 +72,15 @@ def test_bias_steps_towards_balance(loads: list[int]) -> None:
 def test_casts_keep_the_bias_in_fp32() -> None:
     gate = router().to(torch.bfloat16)
     assert gate.weight.dtype == torch.bfloat16 and gate.bias.dtype == torch.float32
+
+
+def test_a_cast_keeps_the_bias() -> None:
+    made = router(bias_update_rate=1e-3)
+    made.bias += 0.1234567
+    assert made.to(torch.bfloat16).weight.dtype == torch.bfloat16
+    torch.testing.assert_close(made.bias, torch.full((4,), 0.1234567), rtol=0, atol=0)
+
+
+def test_no_balancing_loss_without_gradients() -> None:
+    with torch.no_grad():
+        assert router(z_weight=0.0)(inputs()).aux == 0
