@@ -20,7 +20,7 @@ OPERATORS = (
 """Forward, then backward, each in order of launch. A tuning file names them "grouped_mlp.<name>".
 
 BLOCK_M, BLOCK_N, BLOCK_K: the tile (of `gate_up`: BLOCK_N gate and BLOCK_N up columns); GROUP_M:
-row tiles that go together (`tiles.locate`); SUBTILES: pieces the epilogue takes the tile in;
+row tiles that go together (`order.locate`); SUBTILES: pieces the epilogue takes the tile in;
 FLATTEN: one loop over tiles and K, so that loads run ahead over a tile's end; PROGRAMS: resident on
 one compute unit.
 """

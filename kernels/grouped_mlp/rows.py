@@ -8,7 +8,8 @@ With DESCRIPTORS the matrices are tensor descriptors, else pointers with the str
 import triton
 import triton.language as tl
 
-from .tiles import halves, load_block, locate, program_index, sigmoid, store_rows
+from ..order import locate, program_index
+from .tiles import halves, load_block, sigmoid, store_rows
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the grouped kernels share: tile order, and blocks of ragged rows in two forms.
+"""What the grouped kernels share: blocks of ragged rows in two forms.
 
 The descriptor form lets the copy hardware clip a block to its group: a ragged descriptor
 (`triton.tools.ragged_tma`) bounds every access by the group's own last row, so that reads past it
@@ -9,31 +9,6 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def program_index(XCDS: tl.constexpr):
-    """This program's index, renumbered so that neighbours share a die and its L2.
-
-    Consecutive programs go to the `XCDS` dies in turn; the grid is a multiple of `XCDS`.
-    """
-    pid = tl.program_id(0)
-    if XCDS > 1:
-        pid = pid % XCDS * (tl.num_programs(0) // XCDS) + pid // XCDS
-    return pid
-
-
-@triton.jit
-def locate(tile, rows, columns, GROUP_M: tl.constexpr):
-    """(row, column) of a tile: `GROUP_M` rows of tiles go together, down the rows first.
-
-    The programs at work at one time then share both their rows and their weights in L2.
-    """
-    band = GROUP_M * columns
-    first = tile // band * GROUP_M
-    height = tl.minimum(rows - first, GROUP_M)
-    inside = tile % band
-    return first + inside % height, inside // height
 
 
 @triton.jit

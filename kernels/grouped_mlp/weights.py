@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .tiles import halves, load_block, load_group_rows, load_zeroed, locate, program_index
+from ..order import locate, program_index
+from .tiles import halves, load_block, load_group_rows, load_zeroed
 
 
 @triton.jit

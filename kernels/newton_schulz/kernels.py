@@ -3,18 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _program(XCDS: tl.constexpr):
-    """This program's place when each die (XCD) takes one contiguous run, so that the programs
-    sharing operands share an L2; the hardware deals programs to the dies in turn."""
-    pid = tl.program_id(0)
-    if XCDS > 1:
-        programs = tl.num_programs(0)
-        die, place = pid % XCDS, pid // XCDS
-        extra = programs % XCDS
-        pid = die * (programs // XCDS) + tl.minimum(die, extra) + place
-    return pid
+from ..order import locate, program_index
 
 
 @triton.jit
@@ -32,10 +21,7 @@ def _tile(t, rows, columns, SYMMETRIC: tl.constexpr, RATIO: tl.constexpr, GROUP_
         j = tl.where(RATIO * (j + 1) * (j + 2) // 2 <= t, j + 1, j)
         i = t - RATIO * j * (j + 1) // 2
     else:
-        band = t // (GROUP_M * columns)
-        height = tl.minimum(rows - band * GROUP_M, GROUP_M)
-        inside = t % (GROUP_M * columns)
-        i, j = band * GROUP_M + inside % height, inside // height
+        i, j = locate(t, rows, columns, GROUP_M)
     return i, j
 
 
@@ -89,7 +75,7 @@ def product_kernel(
     computed and stored twice, as they are and transposed. Otherwise op(b) = b, [n, K, N].
     """
     tl.static_assert(BLOCK_N % BLOCK_M == 0)
-    program = _program(XCDS)
+    program = program_index(XCDS)
     matrix = program // tiles
     i, j = _tile(
         program % tiles, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N),
