@@ -71,14 +71,13 @@ def _default(operator: str, target: Target, element_bytes: int) -> dict[str, Any
 
 
 def _shared(operator: str, target: Target, c: Mapping[str, Any], element_bytes: int) -> int:
-    """Shared memory of the main loop and, beside it, of the epilogue's copies."""
+    """Shared memory of the main loop and, beside it, of the epilogue's copy of a piece."""
     weight_tiles = 2 if operator == "gate_up" else 1
     stage = (c["BLOCK_M"] + weight_tiles * c["BLOCK_N"]) * c["BLOCK_K"] * element_bytes
     total = target.pipeline_bytes(stage, c["num_stages"])
     if target.tensor_descriptors:
-        copies = 3 if operator == "activation_gradient" else 1
         held = 4 if operator in ("gate_up_gradient", "down_gradient") else element_bytes
-        total += copies * c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] * held + 1024
+        total += c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] * held + 1024
     return total
 
 
@@ -105,13 +104,12 @@ def launch_constants(
 ) -> dict[str, Any]:
     """A launch's keyword arguments: the config, and what follows from operator and target."""
     known = KERNELS[operator].arg_names
-    units = target.compute_units * chosen["PROGRAMS"]
     constants = {
         **chosen,
         **flags,
         "FLATTEN": chosen["FLATTEN"] and flags["DESCRIPTORS"],
         "TRANSPOSED": operator == "down",
-        "XCDS": target.xcds if units % target.xcds == 0 else 1,
+        "XCDS": target.xcds,
     }
     return {
         k: v
@@ -130,9 +128,9 @@ def variants(target: Target) -> Iterator[Variant]:
     yield Variant(
         "grouped_mlp.plan",
         plan.plan_kernel,
-        {"offsets": "*i32", "tiles": "*i32", "count": "*i32", "order": "*i32", "E": "i32"},
+        {"offsets": "*i32", "tiles": "*i32", "count": "*i32", "groups": "*i32", "E": "i32"},
         {"BLOCK_M": 128, "EXPERTS": 128},
-        divisible=("offsets", "tiles", "count", "order"),
+        divisible=("offsets", "tiles", "count", "groups"),
         options={"num_warps": 1},
         narrow_loads=8,
     )
@@ -143,7 +141,8 @@ def _forms(operator: str, target: Target, key: str, chosen: dict[str, Any]) -> I
     accumulate = (False, True) if operator in ("gate_up_gradient", "down_gradient") else (False,)
     for added in accumulate:
         chosen = adding(chosen) if added else chosen
-        flags = {"DESCRIPTORS": descriptors, "EVEN": True, "SAVE": True, "ACCUMULATE": added}
+        flags = {"DESCRIPTORS": descriptors, "ACCUMULATE": added}
+        flags |= dict.fromkeys(("EVEN", "WHOLE", "SAVE"), True)
         constants, options = split(launch_constants(operator, chosen, target, **flags))
         signature = _signature(operator, chosen, descriptors, added)
         scalars = ("E", "tile_count")
@@ -205,22 +204,20 @@ def _signature(
 
     tiles = {"tiles": "*i32", "tile_count": "*i32"}
     if operator == "gate_up":
-        out = matrix(1, 1, m, n)
         blocks = {"x": matrix(m, k), "weight": matrix(2, n, k)}
-        stores = {"gate_out": out, "up_out": out, "act_out": out}
+        stores = dict.fromkeys(("gate_out", "up_out", "act_out"), "*bf16")
         return blocks | stores | tiles | {"D": "i32", "F": "i32"}
     if operator in ("down", "input_gradient"):
         weight = matrix(1, n, k) if operator == "down" else matrix(1, k, n)
         blocks = {"x": matrix(m, k), "weight": weight, "out": matrix(1, 1, m, piece)}
         return blocks | tiles | {"K": "i32", "N": "i32"}
     if operator == "activation_gradient":
-        out = matrix(1, 1, m, piece)
-        blocks = {"dy": matrix(m, k), "weight": matrix(1, k, n), "hidden": matrix(m, 2, piece)}
-        stores = {"dgate_out": out, "dup_out": out, "act_out": out}
+        blocks = {"dy": matrix(m, k), "weight": matrix(1, k, n)}
+        stores = dict.fromkeys(("hidden", "dgate_out", "dup_out", "act_out"), "*bf16")
         return blocks | stores | tiles | {"D": "i32", "F": "i32"}
     blocks = {
         "left": matrix(1, 1, k, m),
         "right": matrix(1, 1, k, n),
         "out": matrix(1, m, piece, dtype="fp32" if accumulate else "bf16"),
     }
-    return blocks | {"offsets": "*i32", "order": "*i32", "E": "i32", "M": "i32", "N": "i32"}
+    return blocks | {"groups": "*i32", "E": "i32", "M": "i32", "N": "i32"}

@@ -51,7 +51,8 @@ class Layer:
         operands = [
             self._block(x, m, k),
             self._block(weight.view(-1, self.width, self.hidden), 2, n, k),
-            *(self._ragged(t, m, n) for t in (*kept, act)),
+            *kept,
+            act,
         ]
         sizes = (self.hidden, self.width)
         self._over_rows("gate_up", c, operands, sizes, EVEN=self.hidden % k == 0, SAVE=save)
@@ -87,16 +88,17 @@ class Layer:
         """(d(hidden) [N, 2F], act [N, F]) of dy [N, D], [E, D, F] and hidden [N, 2F]."""
         c = self._config("activation_gradient")
         m, n, k = _tile(c)
-        piece = n // c["SUBTILES"]
         dhidden, act = torch.empty_like(hidden), hidden.new_empty(self.rows, self.width)
         operands = [
             self._block(dy, m, k),
             self._block(weight, 1, k, n),
-            self._block(hidden.unflatten(1, (2, self.width)), m, 2, piece),
-            *(self._ragged(t, m, piece) for t in (*dhidden.chunk(2, dim=1), act)),
+            hidden,
+            *dhidden.chunk(2, dim=1),
+            act,
         ]
-        even = self.hidden % k == 0 and self.width % n == 0
-        self._over_rows("activation_gradient", c, operands, (self.hidden, self.width), EVEN=even)
+        whole = self.width % n == 0
+        flags = {"EVEN": self.hidden % k == 0 and whole, "WHOLE": whole}
+        self._over_rows("activation_gradient", c, operands, (self.hidden, self.width), **flags)
         return dhidden, act
 
     def weight_gradient(
@@ -116,9 +118,8 @@ class Layer:
             self._block(out, 1, m, n // c["SUBTILES"]),
         ]
         sizes = (out.shape[0], A, B)
-        order = self._plan(128).order
         flags = {"EVEN": A % m == 0 and B % n == 0, "ACCUMULATE": add}
-        self._run(operator, c, (*operands, self.offsets, order, *sizes), flags)
+        self._run(operator, c, (*operands, self._plan(128).groups, *sizes), flags)
 
     def _over_rows(
         self, operator: str, c: dict[str, Any], operands: list, sizes: tuple[int, int], **flags: Any

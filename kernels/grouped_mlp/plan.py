@@ -11,18 +11,19 @@ import triton.language as tl
 class TilePlan:
     """Row tiles of the groups, without the host knowing how many there are.
 
-    `tiles` [bound, 4] int32: (expert, first row, rows, 0) of each tile, in row order; `count` [1]
-    int32, how many are real; `order` [E] int32, the experts by rows, most first (ties by id).
+    `tiles` [bound, 4] int32: (expert, first row, rows, unused) of each tile, in row order; `count`
+    [1] int32, how many are real; `groups` [E, 4] int32: the same of each expert's whole run, most
+    rows first (ties by id).
     """
 
     tiles: torch.Tensor
     count: torch.Tensor
-    order: torch.Tensor
+    groups: torch.Tensor
 
 
 @triton.jit
-def plan_kernel(offsets, tiles, count, order, E, BLOCK_M: tl.constexpr, EXPERTS: tl.constexpr):
-    """One program per expert writes its tiles' records and its place in `order`."""
+def plan_kernel(offsets, tiles, count, groups, E, BLOCK_M: tl.constexpr, EXPERTS: tl.constexpr):
+    """One program per expert writes its tiles' records and its own."""
     expert = tl.program_id(0)
     ids = tl.arange(0, EXPERTS)
     ends = tl.load(offsets + ids, mask=ids < E, other=0)
@@ -32,7 +33,10 @@ def plan_kernel(offsets, tiles, count, order, E, BLOCK_M: tl.constexpr, EXPERTS:
     start = tl.sum(tl.where(ids == expert, starts, 0))
     size = tl.sum(tl.where(ids == expert, sizes, 0))
     before = (sizes > size) | ((sizes == size) & (ids < expert))
-    tl.store(order + tl.sum(before.to(tl.int32)), expert)
+    group = groups + tl.sum(before.to(tl.int32)) * 4
+    tl.store(group, expert)
+    tl.store(group + 1, start)
+    tl.store(group + 2, size)
     first = tl.sum(tl.where(ids < expert, heights, 0))
     if expert == E - 1:
         tl.store(count, tl.sum(heights))
@@ -52,9 +56,9 @@ def plan(offsets: torch.Tensor, rows: int, block_m: int) -> TilePlan:
     bound = min(rows, rows // block_m + experts)
     tiles = torch.empty(max(bound, 1), 4, dtype=torch.int32, device=offsets.device)
     count = torch.empty(1, dtype=torch.int32, device=offsets.device)
-    order = torch.empty_like(offsets)
+    groups = torch.empty(experts, 4, dtype=torch.int32, device=offsets.device)
     plan_kernel[(experts,)](
-        offsets, tiles, count, order, experts,
+        offsets, tiles, count, groups, experts,
         BLOCK_M=block_m, EXPERTS=triton.next_power_of_2(experts), num_warps=1,
     )  # fmt: skip
-    return TilePlan(tiles, count, order)
+    return TilePlan(tiles, count, groups)

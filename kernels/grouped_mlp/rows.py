@@ -2,14 +2,16 @@
 
 All are persistent: a fixed grid walks the row tiles that `plan` wrote, times the column tiles. The
 record of a row tile is (expert, first row, rows), so the real number of tiles stays on the device.
-With DESCRIPTORS the matrices are tensor descriptors, else pointers with the strides given.
+With DESCRIPTORS the factors are tensor descriptors, else pointers with the strides given. The
+epilogues with SwiGLU load and store by pointers in any case: nothing waits for such stores, while
+copies by descriptor would take turns in one buffer.
 """
 
 import triton
 import triton.language as tl
 
 from ..order import locate, program_index
-from .tiles import halves, load_block, sigmoid, store_rows
+from .tiles import halves, load_block, pieces, sigmoid, store_rows
 
 
 @triton.jit
@@ -59,15 +61,15 @@ def gate_up_kernel(
             acc = tl.dot(a, b.T, acc, input_precision="ieee")
         gate, up = halves(acc, BLOCK_M, BLOCK_N)
         # Rounded as stored, so that the backward pass recomputes the same activation.
-        DTYPE: tl.constexpr = act_out.dtype if DESCRIPTORS else act_out.dtype.element_ty
+        DTYPE: tl.constexpr = act_out.dtype.element_ty
         gate, up = gate.to(DTYPE), up.to(DTYPE)
         if SAVE:
-            store_rows(gate_out, gate, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+            store_rows(gate_out, gate, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, False)
         g = gate.to(tl.float32)
         act = g * sigmoid(g) * up.to(tl.float32)
-        store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, BLOCK_N, False)
         if SAVE:
-            store_rows(up_out, up, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, DESCRIPTORS)
+            store_rows(up_out, up, 2 * F, start, rows, column, F, BLOCK_M, BLOCK_N, False)
 
 
 @triton.jit
@@ -175,9 +177,27 @@ def linear_kernel(
 
 
 @triton.jit
+def _gate_and_up(
+    hidden,
+    F,
+    start,
+    rows,
+    column,
+    BLOCK_M: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    base = hidden + start.to(tl.int64) * (2 * F)
+    gate = load_block(base, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, WHOLE)
+    up = load_block(base + F, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, WHOLE)
+    return gate, up
+
+
+@triton.jit
 def _swiglu_gradient(
     dact,
-    hidden,
+    gate,
+    up,
     dgate_out,
     dup_out,
     act_out,
@@ -187,27 +207,16 @@ def _swiglu_gradient(
     column,
     BLOCK_M: tl.constexpr,
     WIDTH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    EVEN: tl.constexpr,
 ):
     """From d(act), gate and up: store d(gate), d(up) and act for WIDTH columns."""
-    if DESCRIPTORS:
-        pair = hidden.load([start, 0, column])
-        gate, up = pair.permute(0, 2, 1).split()
-    else:
-        base = hidden + start.to(tl.int64) * (2 * F)
-        gate = load_block(base, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, EVEN)
-        up = load_block(base + F, 2 * F, 0, rows, column, F, BLOCK_M, WIDTH, EVEN)
     g, u = gate.to(tl.float32), up.to(tl.float32)
     s = sigmoid(g)
     silu = g * s
     dup = dact * silu
     dgate = dact * u * (s + silu - silu * s)
-    store_rows(dgate_out, dgate, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
-    store_rows(dup_out, dup, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
-    # Bound to the accumulator, lest the compiler computes silu again in the loaded blocks' layout.
-    act = tl.where(dact == dact, silu * u, dact)
-    store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, WIDTH, DESCRIPTORS)
+    store_rows(dgate_out, dgate, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
+    store_rows(dup_out, dup, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
+    store_rows(act_out, silu * u, F, start, rows, column, F, BLOCK_M, WIDTH, False)
 
 
 @triton.jit
@@ -230,11 +239,12 @@ def activation_gradient_kernel(
     FLATTEN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,
     XCDS: tl.constexpr,
 ):
     """d(act) = dy W_down, then through SwiGLU: d(gate), d(up), and act again for W_down's gradient.
 
-    `hidden` is what the forward pass kept, gate and up.
+    `hidden` is what the forward pass kept, gate and up. WHOLE: F is a multiple of BLOCK_N.
     """
     row_tiles = tl.load(tile_count)
     columns = tl.cdiv(F, BLOCK_N)
@@ -257,28 +267,15 @@ def activation_gradient_kernel(
             )
             acc = tl.dot(a, b, acc, input_precision="ieee")
         WIDTH: tl.constexpr = BLOCK_N // SUBTILES
-        if SUBTILES == 1:
+        parts = pieces(acc, BLOCK_M, WIDTH, SUBTILES)
+        gate, up = _gate_and_up(hidden, F, start, rows, column, BLOCK_M, WIDTH, WHOLE)
+        for i in tl.static_range(SUBTILES):
+            at = column + i * WIDTH
+            now, beside = gate, up
+            if i + 1 < SUBTILES:
+                # Before this piece's stores, which later loads may not overtake.
+                gate, up = _gate_and_up(hidden, F, start, rows, at + WIDTH, BLOCK_M, WIDTH, WHOLE)
             _swiglu_gradient(
-                acc, hidden, dgate_out, dup_out, act_out, F, start, rows, column,
-                BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
+                parts[i], now, beside, dgate_out, dup_out, act_out, F, start, rows, at,
+                BLOCK_M, WIDTH,
             )  # fmt: skip
-        else:
-            left, right = halves(acc, BLOCK_M, BLOCK_N // 2)
-            for half in tl.static_range(2):
-                part = right if half else left
-                at = column + half * (BLOCK_N // 2)
-                if SUBTILES == 2:
-                    _swiglu_gradient(
-                        part, hidden, dgate_out, dup_out, act_out, F, start, rows, at,
-                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
-                    )  # fmt: skip
-                else:
-                    first, second = halves(part, BLOCK_M, WIDTH)
-                    _swiglu_gradient(
-                        first, hidden, dgate_out, dup_out, act_out, F, start, rows, at,
-                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
-                    )  # fmt: skip
-                    _swiglu_gradient(
-                        second, hidden, dgate_out, dup_out, act_out, F, start, rows, at + WIDTH,
-                        BLOCK_M, WIDTH, DESCRIPTORS, EVEN,
-                    )  # fmt: skip

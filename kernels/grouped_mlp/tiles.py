@@ -7,8 +7,9 @@ give zeros and writes past it vanish, without a mask. The pointer form masks.
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -95,6 +96,23 @@ def halves(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def pieces(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr):
+    """A [ROWS, COUNT * COLUMNS] block as COUNT (1, 2 or 4) pieces of [ROWS, COLUMNS], in order."""
+    if COUNT == 1:
+        parts = (block,)
+    elif COUNT == 2:
+        parts = halves(block, ROWS, COLUMNS)
+    else:
+        left, right = halves(block, ROWS, 2 * COLUMNS)
+        parts = halves(left, ROWS, COLUMNS) + halves(right, ROWS, COLUMNS)
+    return parts
+
+
+@triton.jit
 def sigmoid(x):
-    """Logistic function of fp32 values by the hardware's base-2 exponential."""
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+    """Logistic function of fp32 values, by the hardware's exponential and reciprocal."""
+    if INTERPRETED:  # The interpreter has no device library.
+        y = 1.0 / (1.0 + tl.exp(-x))
+    else:
+        y = libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
+    return y

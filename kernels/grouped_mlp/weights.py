@@ -12,8 +12,7 @@ def weight_gradient_kernel(
     left,
     right,
     out,
-    offsets,
-    order,
+    groups,
     E,
     M,
     N,
@@ -30,18 +29,20 @@ def weight_gradient_kernel(
 ):
     """out[e] = left[rows of e]^T right[rows of e], `left` [rows, M], `right` [rows, N].
 
-    Experts go in `order`, longest first, so that skewed loads end evenly; an expert without rows
-    gets zeros. With ACCUMULATE the product is added to `out` (each element by one program).
+    Experts go as `groups` has them (`TilePlan`), longest first, so that skewed loads end evenly; an
+    expert without rows gets zeros. With ACCUMULATE the product is added to `out` (each element by
+    one program).
     """
     across = tl.cdiv(N, BLOCK_N)
     down = tl.cdiv(M, BLOCK_M)
     per_expert = down * across
     step = tl.num_programs(0)
     for tile in tl.range(program_index(XCDS), E * per_expert, step, flatten=FLATTEN):
-        expert = tl.load(order + tile // per_expert)
+        group = groups + tile // per_expert * 4
+        expert = tl.load(group)
+        start = tl.load(group + 1)
+        size = tl.load(group + 2)
         row_tile, column_tile = locate(tile % per_expert, down, across, GROUP_M)
-        start = tl.load(offsets + expert - 1, mask=expert > 0, other=0)
-        size = tl.load(offsets + expert) - start
         row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if DESCRIPTORS:

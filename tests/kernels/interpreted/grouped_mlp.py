@@ -179,7 +179,11 @@ def test_plan(counts: list[int], block: int) -> None:
         start += size
     assert found.count.item() == len(expected) <= found.tiles.shape[0]
     assert found.tiles[: len(expected), :3].tolist() == expected
-    assert found.order.tolist() == sorted(range(len(counts)), key=lambda e: (-counts[e], e))
+    order = sorted(range(len(counts)), key=lambda e: (-counts[e], e))
+    starts = [sum(counts[:e]) for e in order]
+    assert found.groups[:, :3].tolist() == [
+        [e, start, counts[e]] for e, start in zip(order, starts, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
