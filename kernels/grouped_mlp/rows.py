@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from ..order import locate, program_index
-from .tiles import halves, load_block, pieces, sigmoid, store_rows
+from ..split import halves, pieces
+from .tiles import load_block, sigmoid, store_rows
 
 
 @triton.jit

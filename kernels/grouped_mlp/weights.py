@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from ..order import locate, program_index
-from .tiles import halves, load_block, load_group_rows, load_zeroed
+from ..split import halves
+from .tiles import load_block, load_group_rows, load_zeroed
 
 
 @triton.jit

@@ -1,9 +1,11 @@
-"""The Triton product behind Newton-Schulz: batched, fused with its addend, symmetric if asked."""
+"""The Triton kernels behind Newton-Schulz: the first pass over the momentum, and the products,
+batched, fused with their addend, symmetric if asked."""
 
 import triton
 import triton.language as tl
 
 from ..order import locate, program_index
+from ..split import halves
 
 
 @triton.jit
@@ -49,40 +51,135 @@ def _block(
 
 
 @triton.jit
+def _store(
+    x,
+    block,
+    matrix,
+    row,
+    column,
+    ROWS,
+    COLUMNS,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """The reverse of `_block`: what lies outside the matrix is dropped."""
+    if DESCRIPTORS:
+        x.store([matrix, row, column], block.to(x.dtype).reshape(1, BLOCK_R, BLOCK_C))
+    else:
+        r = row + tl.arange(0, BLOCK_R)
+        c = column + tl.arange(0, BLOCK_C)
+        at = matrix.to(tl.int64) * ROWS * COLUMNS + r.to(tl.int64)[:, None] * COLUMNS + c[None, :]
+        inside = (r < ROWS)[:, None] & (c < COLUMNS)[None, :]
+        tl.store(x + at, block.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _store_square(
+    acc,
+    addend,
+    out,
+    matrix,
+    row,
+    column,
+    M,
+    alpha,
+    gamma,
+    BLOCK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """A [BLOCK, BLOCK] square of a symmetric result, in both its places; nothing if it lies below
+    the diagonal."""
+    if row <= column:
+        if addend is not None:
+            block = _block(addend, matrix, row, column, M, M, BLOCK, BLOCK, DESCRIPTORS)
+            acc += alpha * block.to(tl.float32)
+        DTYPE: tl.constexpr = out.dtype if DESCRIPTORS else out.dtype.element_ty
+        if row < column:
+            tile = acc.to(DTYPE)
+            _store(out, tile, matrix, row, column, M, M, BLOCK, BLOCK, DESCRIPTORS)
+            _store(out, tile.T, matrix, column, row, M, M, BLOCK, BLOCK, DESCRIPTORS)
+        else:
+            # By the place in the matrix, lest the compiler holds the masks from tile to tile.
+            below = (row + tl.arange(0, BLOCK))[:, None] - (column + tl.arange(0, BLOCK))[None, :]
+            tile = tl.where(below == 0, acc + gamma, acc).to(DTYPE)
+            # The upper half serves both, so that the result is symmetric to the bit.
+            tile = tl.where(below <= 0, tile, tile.T)
+            _store(out, tile, matrix, row, column, M, M, BLOCK, BLOCK, DESCRIPTORS)
+
+
+@triton.jit
+def _finish(
+    acc,
+    addend,
+    out,
+    matrix,
+    row,
+    column,
+    M,
+    N,
+    alpha,
+    gamma,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Add what is to be added to a piece of the product, and store it."""
+    if SYMMETRIC:
+        _store_square(acc, addend, out, matrix, row, column, M, alpha, gamma, ROWS, DESCRIPTORS)
+    elif TRANSPOSED:
+        _store(out, acc.T, matrix, column, row, N, M, COLUMNS, ROWS, DESCRIPTORS)
+    else:
+        _store(out, acc, matrix, row, column, M, N, ROWS, COLUMNS, DESCRIPTORS)
+
+
+@triton.jit
 def product_kernel(
     a,
     b,
     addend,
+    factors,
     out,
+    matrices,
     M,
     N,
     K,
-    tiles,
     alpha,
     beta,
+    gamma,
     SYMMETRIC: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     XCDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
-    """`out = alpha * addend + beta * a @ op(b)` for each matrix of stacks (`addend` None: zero).
+    """Products of stacks of matrices; a fixed grid walks the tiles of all.
 
-    `a` [n, M, K]; `out` and `addend` [n, M, N]. SYMMETRIC: op(b) = b^T with `b` [n, N, K], the
-    product is known to be symmetric, and only the `tiles` tiles that touch the upper triangle are
-    computed and stored twice, as they are and transposed. Otherwise op(b) = b, [n, K, N].
+    SYMMETRIC: `out = alpha * addend + beta * a @ b^T + gamma * I` for `a` and `b` [n, M, K] and
+    `addend` (None: zero) and `out` [n, M, M], the product known to be symmetric: only tiles that
+    touch the upper triangle are computed, and stored twice, as they are and transposed. Otherwise
+    `out = beta * a @ b` for [n, M, K] and [n, K, N], out [n, M, N], or [n, N, M] if TRANSPOSED.
+    `factors` [n] fp32 (None: ones) scale each matrix's product. The epilogue takes the tile in
+    SUBTILES pieces.
     """
-    tl.static_assert(BLOCK_N % BLOCK_M == 0)
-    program = program_index(XCDS)
-    matrix = program // tiles
-    i, j = _tile(
-        program % tiles, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N),
-        SYMMETRIC, BLOCK_N // BLOCK_M, GROUP_M,
-    )  # fmt: skip
-    row, column = i * BLOCK_M, j * BLOCK_N
-    if row < M:
+    RATIO: tl.constexpr = BLOCK_N // BLOCK_M
+    PIECE: tl.constexpr = BLOCK_N // SUBTILES
+    tl.static_assert(SUBTILES == 1 or SUBTILES == 2)
+    tl.static_assert(not SYMMETRIC or PIECE == BLOCK_M)
+    row_tiles, columns = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    tiles = RATIO * columns * (columns + 1) // 2 if SYMMETRIC else row_tiles * columns
+    step = tl.num_programs(0)
+    for tile in tl.range(program_index(XCDS), matrices * tiles, step, flatten=FLATTEN):
+        matrix = tile // tiles
+        i, j = _tile(tile % tiles, row_tiles, columns, SYMMETRIC, RATIO, GROUP_M)
+        row, column = i * BLOCK_M, j * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
         for k in range(0, K, BLOCK_K):
             left = _block(a, matrix, row, k, M, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
@@ -92,25 +189,46 @@ def product_kernel(
             else:
                 right = _block(b, matrix, k, column, K, N, BLOCK_K, BLOCK_N, DESCRIPTORS)
                 acc = tl.dot(left, right, acc, input_precision="ieee")
-        m = row + tl.arange(0, BLOCK_M)
-        n = column + tl.arange(0, BLOCK_N)
-        inside = (m < M)[:, None] & (n < N)[None, :]
-        start = matrix.to(tl.int64) * M * N
-        at = start + m.to(tl.int64)[:, None] * N + n[None, :]
         acc *= beta
-        if addend is not None:
-            acc += alpha * tl.load(addend + at, mask=inside, other=0.0).to(tl.float32)
-        tile = acc.to(out.dtype.element_ty)
-        if SYMMETRIC:
-            mirrored = start + n.to(tl.int64)[:, None] * N + m[None, :]
-            if row + BLOCK_M > column:
-                # On the diagonal every element has one writer, so the result is symmetric to the
-                # bit and no two programs write one place.
-                upper = m[:, None] <= n[None, :]
-                tl.store(out + at, tile, mask=inside & upper)
-                tl.store(out + mirrored, tile.T, mask=inside.T & (m[None, :] < n[:, None]))
-            else:
-                tl.store(out + at, tile, mask=inside)
-                tl.store(out + mirrored, tile.T, mask=inside.T)
+        if factors is not None:
+            acc *= tl.load(factors + matrix)
+        if SUBTILES == 1:
+            _finish(
+                acc, addend, out, matrix, row, column, M, N, alpha, gamma,
+                BLOCK_M, PIECE, SYMMETRIC, TRANSPOSED, DESCRIPTORS,
+            )  # fmt: skip
         else:
-            tl.store(out + at, tile, mask=inside)
+            pair = halves(acc, BLOCK_M, PIECE)
+            for half in tl.static_range(2):
+                _finish(
+                    pair[half], addend, out, matrix, row, column + half * PIECE, M, N, alpha, gamma,
+                    BLOCK_M, PIECE, SYMMETRIC, TRANSPOSED, DESCRIPTORS,
+                )  # fmt: skip
+
+
+@triton.jit
+def enter_kernel(
+    m,
+    x,
+    partial,
+    rows,
+    columns,
+    stride,
+    row_stride,
+    column_stride,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`x` [n, rows, columns], contiguous, = `m` with the strides given, in the dtype of `x`;
+    `partial` [n, row blocks, column blocks] fp32 = the sum of squares of each block."""
+    matrix = tl.program_id(2).to(tl.int64)
+    blocks = tl.num_programs(1) * tl.num_programs(0)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r < rows)[:, None] & (c < columns)[None, :]
+    r, c = r.to(tl.int64)[:, None], c.to(tl.int64)[None, :]
+    at = matrix * stride + r * row_stride + c * column_stride
+    block = tl.load(m + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + matrix * rows * columns + r * columns + c, block.to(x.dtype.element_ty), inside)
+    place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial + matrix * blocks + place, tl.sum(tl.sum(block * block, 1), 0))

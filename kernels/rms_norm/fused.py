@@ -10,18 +10,36 @@ from ..forms import target_of
 from ..spec import Variant
 from ..targets import Target
 from ..tuning import split, tuned
-from .kernels import backward_kernel, forward_kernel
+from .kernels import backward_kernel, finish_kernel, forward_kernel
 
-PROGRAMS_PER_UNIT = 4
-"""Backward programs on each compute unit; each leaves one row of partial sums."""
+FINISH = {"BLOCK_P": 128, "BLOCK_D": 32, "num_warps": 8}
+"""Tile of the last sum over the backward programs."""
 
 
-def _config(name: str, target: Target, width: int) -> dict[str, Any]:
+def _block(target: Target, width: int, each: int, threads: int) -> dict[str, Any]:
+    """Rows for one program, `each` elements a thread if `threads` are enough."""
     block = triton.next_power_of_2(max(width, 16))
-    # Eight elements a thread: 16 bytes of bf16.
-    warps = max(1, min(target.max_warps, block // (8 * target.warp_size)))
-    default = {"BLOCK_R": max(1, 1024 // block), "BLOCK_D": block, "num_warps": warps}
-    return tuned(f"rms_norm.{name}", target, f"d{width}", default)
+    warps = max(1, min(threads, block // each) // target.warp_size)
+    return {"BLOCK_R": max(1, 1024 // block), "BLOCK_D": block, "num_warps": warps}
+
+
+def _forward_config(target: Target, width: int) -> dict[str, Any]:
+    # Eight elements: 16 bytes of bf16.
+    default = _block(target, width, 8, target.max_threads)
+    return tuned("rms_norm.forward", target, f"d{width}", default)
+
+
+def backward_config(target: Target, width: int, scaled: bool) -> dict[str, Any]:
+    """BLOCK_R rows of BLOCK_D at a time, STAGES of them in flight, PROGRAMS on each compute unit,
+    which leave a row of partial sums each."""
+    if scaled:
+        # Four scales and four sums are held beside the row: 128 registers a thread at least.
+        block = _block(target, width, 4, min(target.max_threads, target.registers // 128))
+        default = {**block, "STAGES": 2, "PROGRAMS": 2}
+    else:
+        default = {**_block(target, width, 8, target.max_threads), "STAGES": 3, "PROGRAMS": 4}
+    name = "rms_norm.backward_scaled" if scaled else "rms_norm.backward"
+    return tuned(name, target, f"d{width}", default)
 
 
 def _forward(
@@ -35,7 +53,7 @@ def _forward(
     y = None if y is None else y.contiguous()
     total = None if y is None else torch.empty_like(x)
     normed = torch.empty_like(x if y is None else y)
-    config = _config("forward", target_of(x), width)
+    config = _forward_config(target_of(x), width)
     rows = x.numel() // width
     forward_kernel[(triton.cdiv(rows, config["BLOCK_R"]),)](
         x, y, scales, weight.contiguous(), total, normed, rows, width, eps, **config
@@ -51,15 +69,15 @@ def _backward(
     scales: torch.Tensor | None,
     weight: torch.Tensor,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(dx, dy, sums [1 or 4, D] fp32) as `backward_kernel` describes them."""
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """dx, dy, d_weight and d_scales, as `backward_kernel` describes them."""
     width = x.shape[-1]
     d_total = None if d_total is None else d_total.contiguous()
     target = target_of(x)
-    config = _config("backward", target, width)
+    config = backward_config(target, width, scales is not None)
     rows = x.numel() // width
     blocks = triton.cdiv(rows, config["BLOCK_R"])
-    programs = min(blocks, PROGRAMS_PER_UNIT * target.compute_units)
+    programs = min(blocks, config.pop("PROGRAMS") * target.compute_units)
     dx = torch.empty_like(x)
     dy = None if scales is None or y is None else torch.empty_like(y)
     sums = 1 if scales is None else 4
@@ -79,7 +97,11 @@ def _backward(
         eps,
         **config,
     )
-    return dx, dy, partial.sum(0)
+    d_weight = weight.new_empty(width)
+    d_scales = None if scales is None else torch.empty_like(scales)
+    grid = (triton.cdiv(width, FINISH["BLOCK_D"]), sums)
+    finish_kernel[grid](partial, d_weight, d_scales, programs, width, **FINISH)
+    return dx, dy, d_weight, d_scales
 
 
 @torch.library.custom_op("moelstrom::rms_norm", mutates_args=())
@@ -117,8 +139,8 @@ def norm_backward(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients in the total (so in both addends) and in the weight."""
-    d, _, sums = _backward(d_total, d_normed, total.contiguous(), None, None, weight, eps)
-    return d, sums[0].to(weight.dtype)
+    d, _, d_weight, _ = _backward(d_total, d_normed, total.contiguous(), None, None, weight, eps)
+    return d, d_weight
 
 
 @norm_backward.register_fake
@@ -159,9 +181,9 @@ def scaled_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients in x, y, scales and weight."""
     x, y, scales = x.contiguous(), y.contiguous(), scales.contiguous()
-    dx, dy, (w, a1, a2, b) = _backward(d_total, d_normed, x, y, scales, weight, eps)
-    assert dy is not None
-    return dx, dy, torch.stack([a1, b, a2, b]).to(scales.dtype), w.to(weight.dtype)
+    dx, dy, d_weight, d_scales = _backward(d_total, d_normed, x, y, scales, weight, eps)
+    assert dy is not None and d_scales is not None
+    return dx, dy, d_scales, d_weight
 
 
 @scaled_backward.register_fake
@@ -221,7 +243,7 @@ scaled_add_rms_norm.register_autograd(_scaled_backward, setup_context=_scaled_co
 
 def variants(target: Target) -> Iterator[Variant]:
     """Both kernels in their three forms, for 16,384 rows of width 2,048 and a wide one in bf16 (the
-    scaled residual stream in fp32)."""
+    scaled residual stream in fp32), then the last sum."""
     for form, widths in {
         "plain": (2048, 7168),
         "add": (2048, 7168),
@@ -230,6 +252,20 @@ def variants(target: Target) -> Iterator[Variant]:
         for width in widths:
             yield _variant(target, "forward", form, width)
             yield _variant(target, "backward", form, width)
+    yield _finish_variant()
+
+
+def _finish_variant() -> Variant:
+    constants, options = split(FINISH)
+    pointers = {"partial": "*fp32", "d_weight": "*bf16", "d_scales": "*fp32"}
+    return Variant(
+        operator="rms_norm.finish",
+        kernel=finish_kernel,
+        signature={**pointers, "programs": "i32", "width": "i32"},
+        constexprs=constants,
+        divisible=(*pointers, "width"),
+        options=options,
+    )
 
 
 def _variant(target: Target, name: str, form: str, width: int) -> Variant:
@@ -238,6 +274,8 @@ def _variant(target: Target, name: str, form: str, width: int) -> Variant:
     if name == "forward":
         kernel, outputs = forward_kernel, {"total": stream, "normed": "*bf16"}
         absent = {"plain": ("y", "scales", "total"), "add": ("scales",), "scaled": ()}[form]
+        config = _forward_config(target, width)
+        programs = 16_384 // config["BLOCK_R"]
     else:
         kernel, outputs = backward_kernel, {"dx": stream, "dy": "*bf16", "partial": "*fp32"}
         both = {"d_total": stream, "d_normed": "*bf16", **both}
@@ -247,12 +285,12 @@ def _variant(target: Target, name: str, form: str, width: int) -> Variant:
             "add": ("y", "scales", "dy"),
             "scaled": (),
         }[form]
+        config = backward_config(target, width, form == "scaled")
+        # A backward program walks many blocks of rows.
+        programs = config.pop("PROGRAMS") * target.compute_units
     pointers = {k: v for k, v in {**both, **outputs}.items() if k not in absent}
-    constants, options = split(_config(name, target, width))
-    height = constants["BLOCK_R"]
-    # A backward program walks many blocks of rows.
-    programs = PROGRAMS_PER_UNIT * target.compute_units if name == "backward" else 16_384 // height
-    blocks = 16_384 // height / programs
+    constants, options = split(config)
+    blocks = 16_384 // config["BLOCK_R"]
     element = sum(4 if pointers[p] == "*fp32" else 2 for p in pointers if p in ROWS)
     return Variant(
         operator=f"rms_norm.{name}_{form}",
@@ -262,9 +300,9 @@ def _variant(target: Target, name: str, form: str, width: int) -> Variant:
         divisible=(*pointers, "width"),
         options=options,
         key=f"d{width}",
-        bytes=element * width * height * blocks,
+        bytes=element * width * 16_384 / programs,
         tiles=programs,
-        steps=triton.cdiv(16_384 // height, programs),
+        steps=triton.cdiv(blocks, programs),
     )
 
 

@@ -6,24 +6,21 @@ import triton.language as tl
 
 
 @triton.jit
-def _residual(x, y, scales, at, d, mask, width, rounded: tl.constexpr):
-    """The rows to normalise in fp32: x; x + y; or (a1 x + b1) + (a2 y + b2), as stored."""
-    t = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    if y is not None:
-        u = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
-        if scales is not None:
-            inside = d < width
-            a1 = tl.load(scales + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-            b1 = tl.load(scales + width + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-            a2 = tl.load(scales + 2 * width + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-            b2 = tl.load(scales + 3 * width + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-            # One vector b1 + b2 to hold over the rows.
-            t = (a1 * t + a2 * u) + (b1 + b2)
-        else:
-            t += u
-        # The backward pass sees what was stored, so the norm does too.
-        t = t.to(rounded).to(tl.float32)
-    return t
+def _load(x, at, mask):
+    return tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scales(scales, d, width):
+    """a1, a2, and b1 + b2 as one vector to hold over the rows."""
+    inside = (d < width)[None, :]
+    a1 = _load(scales, d[None, :], inside)
+    a2 = _load(scales, 2 * width + d[None, :], inside)
+    return (
+        a1,
+        a2,
+        _load(scales, width + d[None, :], inside) + _load(scales, 3 * width + d[None, :], inside),
+    )
 
 
 @triton.jit
@@ -45,13 +42,27 @@ def forward_kernel(
     d = tl.arange(0, BLOCK_D)
     mask = (row < rows)[:, None] & (d < width)[None, :]
     at = row.to(tl.int64)[:, None] * width + d[None, :]
-    t = _residual(x, y, scales, at, d, mask, width, x.dtype.element_ty)
+    t = _load(x, at, mask)
     if y is not None:
-        tl.store(total + at, t.to(total.dtype.element_ty), mask=mask)
+        u = _load(y, at, mask)
+        if scales is not None:
+            a1, a2, b = _scales(scales, d, width)
+            t = (a1 * t + a2 * u) + b
+        else:
+            t += u
+        # The backward pass sees what was stored, so the norm does too.
+        rounded = t.to(total.dtype.element_ty)
+        tl.store(total + at, rounded, mask=mask)
+        t = rounded.to(tl.float32)
     inverse_rms = tl.rsqrt(tl.sum(t * t, 1) / width + eps)
     w = tl.load(weight + d, mask=d < width, other=0.0).to(tl.float32)
     out = t * inverse_rms[:, None] * w[None, :]
     tl.store(normed + at, out.to(normed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -70,48 +81,87 @@ def backward_kernel(
     eps,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Gradients of `forward_kernel` (`d_total` None: none). Without scales, `x` is the total and
     `dx` serves both addends. `partial` [programs, 1 or 4, width] fp32: this program's sums over
-    its rows for weight, then a1, a2, and b1 and b2 together."""
+    its rows for weight, then a1, b1 (b2 has the same) and a2. STAGES - 1 blocks of rows are on
+    their way while one is worked on."""
     pid = tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     inside = d < width
-    w = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    w = _load(weight, d[None, :], inside[None, :])
     sum_w = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
     if scales is not None:
+        a1, a2, b = _scales(scales, d, width)
         sum_a1 = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
         sum_a2 = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
         sum_b = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
-    for block in range(pid, tl.cdiv(rows, BLOCK_R), tl.num_programs(0)):
+    blocks = tl.cdiv(rows, BLOCK_R)
+    for block in tl.range(pid, blocks, tl.num_programs(0), num_stages=STAGES):
         row = block * BLOCK_R + tl.arange(0, BLOCK_R)
         mask = (row < rows)[:, None] & inside[None, :]
         at = row.to(tl.int64)[:, None] * width + d[None, :]
-        t = _residual(x, y, scales, at, d, mask, width, x.dtype.element_ty)
-        g = tl.load(d_normed + at, mask=mask, other=0.0).to(tl.float32)
-        inverse_rms = tl.rsqrt(tl.sum(t * t, 1) / width + eps)[:, None]
+        t = _load(x, at, mask)
+        g = _load(d_normed, at, mask)
+        if scales is not None:
+            v, u = t, _load(y, at, mask)
+            # As `forward_kernel` stored it.
+            t = ((a1 * v + a2 * u) + b).to(x.dtype.element_ty).to(tl.float32)
+        # sum(g w unit) = inverse_rms sum(g w t): both sums in one exchange between warps.
+        square, along = tl.reduce((t * t, g * w * t), 1, _add_both)
+        inverse_rms = tl.rsqrt(square / width + eps)[:, None]
+        along = along[:, None] * inverse_rms / width
         unit = t * inverse_rms
         sum_w += g * unit
-        g *= w
-        grad = inverse_rms * (g - unit * (tl.sum(g * unit, 1) / width)[:, None])
+        grad = inverse_rms * (g * w - unit * along)
         if d_total is not None:
-            grad += tl.load(d_total + at, mask=mask, other=0.0).to(tl.float32)
+            grad += _load(d_total, at, mask)
         if scales is not None:
-            # Outside the rows, x and y load as zeros but grad must not count in sum_b either.
-            grad = tl.where(mask, grad, 0.0)
-            sum_a1 += grad * tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-            sum_a2 += grad * tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+            sum_a1 += grad * v
+            sum_a2 += grad * u
+            # Outside the rows g and d_total, so grad, are zero.
             sum_b += grad
-            a1 = tl.load(scales + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-            a2 = tl.load(scales + 2 * width + d, mask=inside, other=0.0).to(tl.float32)[None, :]
             tl.store(dy + at, (a2 * grad).to(dy.dtype.element_ty), mask=mask)
             grad *= a1
         tl.store(dx + at, grad.to(dx.dtype.element_ty), mask=mask)
     if scales is not None:
         out = partial + pid.to(tl.int64) * 4 * width + d
         tl.store(out + width, tl.sum(sum_a1, 0), mask=inside)
-        tl.store(out + 2 * width, tl.sum(sum_a2, 0), mask=inside)
-        tl.store(out + 3 * width, tl.sum(sum_b, 0), mask=inside)
+        tl.store(out + 2 * width, tl.sum(sum_b, 0), mask=inside)
+        tl.store(out + 3 * width, tl.sum(sum_a2, 0), mask=inside)
     else:
         out = partial + pid.to(tl.int64) * width + d
     tl.store(out, tl.sum(sum_w, 0), mask=inside)
+
+
+@triton.jit
+def finish_kernel(
+    partial,
+    d_weight,
+    d_scales,
+    programs,
+    width,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """`partial` of `backward_kernel` summed over its programs, always in one order, to `d_weight`
+    [width] and `d_scales` [4, width] (a1, b1, a2, b2; None: none). The second axis of the grid
+    goes over the 1 or 4 sums."""
+    which = tl.program_id(1)
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    stride = tl.num_programs(1) * width
+    acc = tl.zeros([BLOCK_P, BLOCK_D], dtype=tl.float32)
+    for first in range(0, programs, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)
+        at = p.to(tl.int64)[:, None] * stride + which * width + d[None, :]
+        acc += _load(partial, at, (p < programs)[:, None] & (d < width)[None, :])
+    out = tl.sum(acc, 0)
+    if which == 0:
+        tl.store(d_weight + d, out.to(d_weight.dtype.element_ty), mask=d < width)
+    if d_scales is not None:
+        rounded = out.to(d_scales.dtype.element_ty)
+        if which > 0:
+            tl.store(d_scales + (which - 1) * width + d, rounded, mask=d < width)
+        if which == 2:
+            tl.store(d_scales + 3 * width + d, rounded, mask=d < width)
