@@ -164,24 +164,28 @@ def _forms(operator: str, target: Target, key: str, chosen: dict[str, Any]) -> I
         )
 
 
-def _work(operator: str, key: str, c: Mapping[str, Any]) -> dict[str, Any]:
-    """One tile's operations and bytes, and the tiles of 1,024 rows an expert, for the roofline.
+MODELLED = {"d2048_f1024": (131_072, 64), "d2048_f768": (131_072, 128)}
+"""Rows and experts of a shape class in the roofline model: the benchmark's."""
 
-    Modelled for a shape class with known widths, at 16 experts; a tile reads its blocks of both
-    operands (L2 serves most of that) and writes its part of the results, bf16.
+
+def _work(operator: str, key: str, c: Mapping[str, Any]) -> dict[str, Any]:
+    """One tile's operations and bytes, and the tiles of a balanced load, for the roofline.
+
+    Modelled for a shape class with known widths; a tile reads its blocks of both operands (L2
+    serves most of that) and writes its part of the results, bf16.
     """
     if not (found := re.fullmatch(r"d(\d+)_f(\d+)", key)):
         return {}
     hidden, width = map(int, found.groups())
     m, n = c["BLOCK_M"], c["BLOCK_N"] * (2 if operator == "gate_up" else 1)
-    rows = 16_384
+    rows, experts = MODELLED.get(key, (16_384, 16))
     height, across, depth = {
         "gate_up": (rows, 2 * width, hidden),
         "down": (rows, hidden, width),
         "activation_gradient": (rows, width, hidden),
         "input_gradient": (rows, hidden, 2 * width),
-        "gate_up_gradient": (16 * 2 * width, hidden, rows // 16),
-        "down_gradient": (16 * hidden, width, rows // 16),
+        "gate_up_gradient": (experts * 2 * width, hidden, rows // experts),
+        "down_gradient": (experts * hidden, width, rows // experts),
     }[operator]
     results = {"gate_up": 1.5, "activation_gradient": 5}.get(operator, 1)
     return {

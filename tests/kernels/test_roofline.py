@@ -1,10 +1,14 @@
 """The roofline against launches worked out by hand, and its direction where they cannot be."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from moelstrom import kernels
+from moelstrom.kernels.bench.modelled import beside
 from moelstrom.kernels.compile import Facts
 from moelstrom.kernels.roofline import (
     FILL_DRAIN_SECONDS,
@@ -17,6 +21,7 @@ from moelstrom.kernels.roofline import (
 from moelstrom.kernels.spec import Variant
 from moelstrom.kernels.targets import TARGETS, Target
 
+RESULTS = Path(kernels.__file__).parent / "results"
 # A cache that never binds, but where it is the subject.
 SM90 = replace(TARGETS["sm90"], cache_rate=1e15)
 FACTS = Facts(
@@ -135,3 +140,12 @@ def test_compare() -> None:
         compare([Measurement("gemm", "c", 1.0)], known)
     with pytest.raises(ValueError, match="unit GFLOP"):
         compare([Measurement("gemm", "a", 1.0, "GFLOP/s")], known)
+
+
+def test_the_model_against_the_h100() -> None:
+    tuned = json.loads((RESULTS / "h100-tune.json").read_text())
+    tuned["timings"] = [row for row in tuned["timings"] if row["key"] == "d2048_f2048"]
+    ratios, mean = beside(tuned)
+    assert len(ratios) == 6
+    assert 0.85 < mean < 1.1
+    assert all(0.7 < r.ratio < 1.2 for r in ratios)
