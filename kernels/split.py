@@ -12,12 +12,13 @@ def halves(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def pieces(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr):
-    """A [ROWS, COUNT * COLUMNS] block as COUNT (1, 2 or 4) pieces of [ROWS, COLUMNS], in order."""
+    """A [ROWS, COUNT * COLUMNS] block as COUNT (1, 2, 4 ...) [ROWS, COLUMNS] pieces, in order."""
     if COUNT == 1:
         parts = (block,)
     elif COUNT == 2:
         parts = halves(block, ROWS, COLUMNS)
     else:
-        left, right = halves(block, ROWS, 2 * COLUMNS)
-        parts = halves(left, ROWS, COLUMNS) + halves(right, ROWS, COLUMNS)
+        left, right = halves(block, ROWS, COUNT // 2 * COLUMNS)
+        HALF: tl.constexpr = COUNT // 2
+        parts = pieces(left, ROWS, COLUMNS, HALF) + pieces(right, ROWS, COLUMNS, HALF)
     return parts

@@ -14,7 +14,7 @@ import torch
 
 from ..cross_entropy import linear_cross_entropy
 from ..cross_entropy import plain as plain_cross_entropy
-from ..grouped_mlp import grouped_mlp, grouped_mlp_reference
+from ..grouped_mlp import grouped_mlp, grouped_mlp_reference, moe_mlp, sort_by_expert
 from ..newton_schulz import newton_schulz
 from ..newton_schulz.coefficients import COEFFICIENTS
 from ..permute import combine_rows, gather_rows, inverse_permutation
@@ -107,6 +107,36 @@ def check_experts(counts: list[int], hidden: int, ffn: int) -> list[Check]:
     )
 
 
+def check_moe(tokens: int, copies: int, experts: int, hidden: int, ffn: int) -> list[Check]:
+    """The whole layer, gather and combine included, with experts and weights drawn at random; a
+    weight in eight is zero."""
+    ids = torch.randint(experts, (tokens, copies), device=cases.DEVICE)
+    order, inverse, offsets = sort_by_expert(ids, experts)
+    weights = torch.rand(tokens, copies, device=cases.DEVICE)
+    weights *= torch.rand_like(weights) > 1 / 8
+    inputs = {
+        "x": normal(tokens, hidden),
+        "weights": weights,
+        "gate_up": normal(experts, 2 * ffn, hidden, scale=hidden**-0.5),
+        "down": normal(experts, hidden, ffn, scale=ffn**-0.5),
+    }
+
+    def parts(
+        x: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        rows = plain_permute.gather_rows(x, order, inverse, copies)
+        rows = grouped_mlp_reference(rows, gate_up, down, offsets)
+        return plain_permute.combine_rows(rows, order, inverse, weights)
+
+    return against_fp32(
+        f"moe T{tokens} k{copies} E{experts} d{hidden} f{ffn}",
+        partial(moe_mlp, order=order, inverse=inverse, offsets=offsets),
+        parts,
+        inputs,
+        (normal(tokens, hidden),),
+    )
+
+
 WIDTHS = ((64, 32), (256, 128), (200, 72), (512, 768))
 
 
@@ -133,12 +163,14 @@ def random_counts(index: int) -> tuple[list[int], int, int]:
 
 
 def check_random_shapes(count: int) -> Iterator[Check]:
-    """The expert MLP and the permutation on `count` random routed shapes."""
+    """The expert MLP, the permutation and the whole layer on `count` random routed shapes."""
     for index in range(count):
         torch.manual_seed(index)
         counts, hidden, ffn = random_counts(index)
         yield from check_experts(counts, hidden, ffn)
-        yield from check_permute(1 + sum(counts) // 8, (1, 2, 8)[index % 3], hidden)
+        tokens, copies = 1 + sum(counts) // 8, (1, 2, 8)[index % 3]
+        yield from check_permute(tokens, copies, hidden)
+        yield from check_moe(tokens, copies, len(counts), hidden, ffn)
 
 
 def check_permute(tokens: int, copies: int, width: int) -> list[Check]:
@@ -249,13 +281,17 @@ def check_repeats(runs: int = 10) -> dict[str, bool]:
     inverse = inverse_permutation(order)
     targets = torch.randint(5003, (rows,), device=cases.DEVICE)
     x, weight, grad = normal(rows, hidden), normal(hidden), normal(rows, hidden)
-    experts = (x, normal(5, 2 * ffn, hidden, scale=0.05), normal(5, hidden, ffn, scale=0.05))
+    matrices = (normal(5, 2 * ffn, hidden, scale=0.05), normal(5, hidden, ffn, scale=0.05))
+    ids, weights = torch.randint(5, (rows, 4)), torch.rand(rows, 4, device=cases.DEVICE)
+    sorted_order, sorted_inverse, ends = sort_by_expert(ids.to(cases.DEVICE), 5)
+    layer = partial(moe_mlp, order=sorted_order, inverse=sorted_inverse, offsets=ends)
     momentum = normal(3, 300, 200, dtype=torch.float32)
     return {
-        "experts": repeats(partial(grouped_mlp, offsets=offsets), experts, (grad,), runs),
+        "experts": repeats(partial(grouped_mlp, offsets=offsets), (x, *matrices), (grad,), runs),
+        "moe": repeats(layer, (x, weights, *matrices), (grad,), runs),
         "permute": repeats(
             lambda x, w: combine_rows(gather_rows(x, order, inverse, 4), order, inverse, w),
-            (x, torch.rand(rows, 4, device=cases.DEVICE)),
+            (x, weights),
             (grad,),
             runs,
         ),

@@ -8,8 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..grouped_mlp import grouped_mlp, grouped_mlp_torch, sort_by_expert
-from ..permute import combine_rows, gather_rows, inverse_permutation, plain
+from ..grouped_mlp import (
+    grouped_mlp,
+    grouped_mlp_torch,
+    moe_mlp,
+    moe_mlp_torch,
+    sort_by_expert,
+)
+from ..permute import combine_rows, gather_rows, inverse_permutation
 from .cases import Case
 from .timing import Call
 
@@ -144,6 +150,17 @@ def _our_block(
     weights: torch.Tensor,
     experts: torch.Tensor,
 ) -> torch.Tensor:
+    return moe_mlp(x, weights, gate_up, down, *sort_by_expert(experts, len(gate_up)))
+
+
+def _our_parts(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+) -> torch.Tensor:
+    """What expert parallelism runs around its exchange."""
     order, inverse, offsets = sort_by_expert(experts, len(gate_up))
     rows = gather_rows(x, order, inverse, experts.shape[1])
     return combine_rows(grouped_mlp(rows, gate_up, down, offsets), order, inverse, weights)
@@ -156,10 +173,7 @@ def _torch_block(
     weights: torch.Tensor,
     experts: torch.Tensor,
 ) -> torch.Tensor:
-    order, inverse, offsets = _routed(experts, len(gate_up))
-    rows = plain.gather_rows(x, order, inverse, experts.shape[1])
-    rows = grouped_mlp_torch(rows, gate_up, down, offsets)
-    return plain.combine_rows(rows, order, inverse, weights)
+    return moe_mlp_torch(x, weights, gate_up, down, *_routed(experts, len(gate_up)))
 
 
 def _block(layer: Callable[..., torch.Tensor]) -> Maker:
@@ -249,6 +263,7 @@ EXPERTS: dict[str, Maker] = {
 
 BLOCKS: dict[str, Maker] = {
     OURS: _block(_our_block),
+    "moelstrom, by parts": _block(_our_parts),
     DENSE: dense_chain,
     "torch grouped_mm, eager": _block(_torch_block),
     "torch grouped_mm, compiled": _block(_compiled(_torch_block)),

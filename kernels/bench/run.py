@@ -36,8 +36,8 @@ METHOD = (
     "its inputs, outputs included. skewed: the experts' loads fall linearly, largest over "
     f"smallest {SKEW:g}."
 )
-FULL = Plan(rounds=25, slow_rounds=20)
-QUICK = Plan(rounds=11, slow_rounds=5)
+FULL = Plan(rounds=15, slow_rounds=5)
+QUICK = Plan(rounds=7, slow_rounds=3)
 
 Say = Callable[[str], None]
 
@@ -102,7 +102,7 @@ class Bench:
             self._fail("liger-kernel", error)
 
     def _accuracy(self) -> None:
-        shapes = 20 if self.quick else 200
+        shapes = 20 if self.quick else 60
         self.say(f"accuracy: bf16 against fp32 on {shapes} random routed shapes and the others")
         self._check(accuracy.check_random_shapes(shapes))
         self._check(accuracy.check_others())

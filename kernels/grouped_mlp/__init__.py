@@ -1,7 +1,7 @@
 """The SwiGLU experts' computation over ragged groups of tokens.
 
-On a GPU it is Triton kernels for the forward and the backward pass (`ops`); elsewhere the plain
-torch form of `reference` runs.
+On a GPU it is Triton kernels for the forward and the backward pass (`ops`, and `moe` for the layer
+with gather and combine); elsewhere the plain torch forms of `reference` run.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,19 @@ import torch
 from ..forms import use_triton
 from ..spec import Variant
 from ..targets import Target
-from .reference import grouped_mlp_reference, grouped_mlp_torch, sort_by_expert_torch
+from .reference import (
+    grouped_mlp_reference,
+    grouped_mlp_torch,
+    moe_mlp_torch,
+    sort_by_expert_torch,
+)
 
 __all__ = [
     "grouped_mlp",
     "grouped_mlp_reference",
     "grouped_mlp_torch",
+    "moe_mlp",
+    "moe_mlp_torch",
     "sort_by_expert",
     "variants",
 ]
@@ -44,6 +51,31 @@ def grouped_mlp(
 
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down))
     return forward(x, gate_up, down, offsets, save, *(sums or (None, None)))[0]
+
+
+def moe_mlp(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    order: torch.Tensor,
+    inverse: torch.Tensor,
+    offsets: torch.Tensor,
+) -> torch.Tensor:
+    """Gather each expert's tokens, run its SwiGLU MLP on them and add the results by `weights`:
+    `combine_rows(grouped_mlp(gather_rows(x)))` without keeping the rows.
+
+    `x` [T, D]; `weights` [T, k] floating; `order`, `inverse` [T * k] and `offsets` [E] as
+    `sort_by_expert` gives them; `gate_up` and `down` as for `grouped_mlp`. Returns [T, D] in the
+    dtype of `x`; differentiable in `x`, `weights`, `gate_up` and `down`.
+    """
+    inputs = (x, weights, gate_up, down)
+    if not use_triton(x):
+        return moe_mlp_torch(*inputs, order, inverse, offsets)
+    from .moe import forward
+
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    return forward(*inputs, order, inverse, offsets, save)[0]
 
 
 def sort_by_expert(

@@ -35,6 +35,18 @@ KERNELS = {
 }
 
 
+WEIGHT_GRADIENTS = ("gate_up_gradient", "down_gradient")
+
+FORMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "gate_up": ({"order": None, "copies": None}, {}),
+    "activation_gradient": ({"weights": None, "weight_parts": None, "total_rows": None}, {}),
+    "gate_up_gradient": ({"ACCUMULATE": False}, {"ACCUMULATE": True}),
+    "down_gradient": ({"ACCUMULATE": False}, {"ACCUMULATE": True}),
+}
+"""An operator's forms, by the kernel arguments that make them: of rows as they are, then gathering;
+without, then with routing weights; new gradients, then added to fp32 sums."""
+
+
 def shape_class(hidden: int, width: int) -> str:
     """The tuning key of experts of `hidden` x `width`."""
     return f"d{hidden}_f{width}"
@@ -52,6 +64,18 @@ def adding(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A weight gradient's config for fp32 sums: they leave in two pieces, each as large as bf16
     results are in one."""
     return {**chosen, "SUBTILES": 2}
+
+
+def gathering(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of `gate_up` where it gathers: a flat loop carries the rows' addresses over tiles,
+    and Triton 3.6 then loads the rows without running ahead."""
+    return {**chosen, "FLATTEN": False}
+
+
+def weighing(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """An activation gradient's config with routing weights: their gradients' sums take registers,
+    so the pieces are half as wide."""
+    return {**chosen, "SUBTILES": 2 * chosen["SUBTILES"]}
 
 
 def _default(operator: str, target: Target, element_bytes: int) -> dict[str, Any]:
@@ -76,7 +100,7 @@ def _shared(operator: str, target: Target, c: Mapping[str, Any], element_bytes: 
     stage = (c["BLOCK_M"] + weight_tiles * c["BLOCK_N"]) * c["BLOCK_K"] * element_bytes
     total = target.pipeline_bytes(stage, c["num_stages"])
     if target.tensor_descriptors:
-        held = 4 if operator in ("gate_up_gradient", "down_gradient") else element_bytes
+        held = 4 if operator in WEIGHT_GRADIENTS else element_bytes
         total += c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] * held + 1024
     return total
 
@@ -86,7 +110,7 @@ def fits(operator: str, target: Target, c: Mapping[str, Any]) -> bool:
     shared memory, warps, and accumulators in registers. A weight gradient also with fp32 sums."""
     accumulators = 2 if operator == "gate_up" else 1
     programs, warps = c["PROGRAMS"], c["num_warps"]
-    widest = adding(c) if operator in ("gate_up_gradient", "down_gradient") else c
+    widest = adding(c) if operator in WEIGHT_GRADIENTS else c
     stage = (c["BLOCK_M"] + accumulators * c["BLOCK_N"]) * c["BLOCK_K"] * 2
     resident = target.pipeline_bytes(stage, c["num_stages"]) + target.shared_reserved
     elements = accumulators * c["BLOCK_M"] * c["BLOCK_N"]
@@ -137,31 +161,45 @@ def variants(target: Target) -> Iterator[Variant]:
 
 
 def _forms(operator: str, target: Target, key: str, chosen: dict[str, Any]) -> Iterator[Variant]:
-    descriptors = target.tensor_descriptors
-    accumulate = (False, True) if operator in ("gate_up_gradient", "down_gradient") else (False,)
-    for added in accumulate:
-        chosen = adding(chosen) if added else chosen
-        flags = {"DESCRIPTORS": descriptors, "ACCUMULATE": added}
-        flags |= dict.fromkeys(("EVEN", "WHOLE", "SAVE"), True)
-        constants, options = split(launch_constants(operator, chosen, target, **flags))
-        signature = _signature(operator, chosen, descriptors, added)
-        scalars = ("E", "tile_count")
+    flags = {"DESCRIPTORS": target.tensor_descriptors, "EVEN": True, "WHOLE": True, "SAVE": True}
+    for form in FORMS.get(operator, ({},)):
+        c = _of_form(operator, chosen, form)
+        constants, options = split(launch_constants(operator, c, target, **flags))
+        signature = _signature(operator, c, target.tensor_descriptors, form)
+        anything = (*form, "E", "tile_count", "copies", "total_rows")
         divisible = [
-            n for n, t in signature.items() if not t.startswith("tensordesc") and n not in scalars
+            n for n, t in signature.items() if not t.startswith("tensordesc") and n not in anything
         ]
         yield Variant(
             f"grouped_mlp.{operator}",
             KERNELS[operator],
             signature,
-            constants,
+            {**constants, **form},
             tuple(divisible),
             options,
             key=key,
             matrix=True,
             # The loop that goes over tiles reads a tile's record of three numbers.
-            narrow_loads=3,
-            **_work(operator, key, chosen),
+            narrow_loads=3 + _weight_loads(operator, c, form, target),
+            **_work(operator, key, c),
         )
+
+
+def _of_form(operator: str, c: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    if form.get("ACCUMULATE"):
+        return adding(c)
+    special = {"gate_up": gathering, "activation_gradient": weighing}
+    return special[operator](c) if operator in special and not form else c
+
+
+def _weight_loads(
+    operator: str, c: Mapping[str, Any], form: Mapping[str, Any], target: Target
+) -> int:
+    """Routing weights a thread reads: one for each row of its 16 bytes of a piece."""
+    if operator != "activation_gradient" or form:
+        return 0
+    threads = c["num_warps"] * target.warp_size
+    return c["BLOCK_M"] * c["BLOCK_N"] // c["SUBTILES"] // (8 * threads)
 
 
 MODELLED = {"d2048_f1024": (131_072, 64), "d2048_f768": (131_072, 128)}
@@ -197,7 +235,7 @@ def _work(operator: str, key: str, c: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _signature(
-    operator: str, c: Mapping[str, Any], descriptors: bool, accumulate: bool
+    operator: str, c: Mapping[str, Any], descriptors: bool, form: Mapping[str, Any]
 ) -> dict[str, str]:
     m, n, k = (c[f"BLOCK_{a}"] for a in "MNK")
     piece = n // c["SUBTILES"]
@@ -208,9 +246,11 @@ def _signature(
 
     tiles = {"tiles": "*i32", "tile_count": "*i32"}
     if operator == "gate_up":
-        blocks = {"x": matrix(m, k), "weight": matrix(2, n, k)}
+        blocks = {"x": matrix(m, k) if "order" in form else "*bf16", "weight": matrix(2, n, k)}
         stores = dict.fromkeys(("gate_out", "up_out", "act_out"), "*bf16")
-        return blocks | stores | tiles | {"D": "i32", "F": "i32"}
+        return (
+            blocks | stores | {"order": "*i64", "copies": "i32"} | tiles | {"D": "i32", "F": "i32"}
+        )
     if operator in ("down", "input_gradient"):
         weight = matrix(1, n, k) if operator == "down" else matrix(1, k, n)
         blocks = {"x": matrix(m, k), "weight": weight, "out": matrix(1, 1, m, piece)}
@@ -218,10 +258,11 @@ def _signature(
     if operator == "activation_gradient":
         blocks = {"dy": matrix(m, k), "weight": matrix(1, k, n)}
         stores = dict.fromkeys(("hidden", "dgate_out", "dup_out", "act_out"), "*bf16")
-        return blocks | stores | tiles | {"D": "i32", "F": "i32"}
+        weights = {"weights": "*fp32", "weight_parts": "*fp32", "total_rows": "i32"}
+        return blocks | stores | weights | tiles | {"D": "i32", "F": "i32"}
     blocks = {
         "left": matrix(1, 1, k, m),
         "right": matrix(1, 1, k, n),
-        "out": matrix(1, m, piece, dtype="fp32" if accumulate else "bf16"),
+        "out": matrix(1, m, piece, dtype="fp32" if form["ACCUMULATE"] else "bf16"),
     }
     return blocks | {"groups": "*i32", "E": "i32", "M": "i32", "N": "i32"}

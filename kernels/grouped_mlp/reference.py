@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..permute import inverse_permutation
+from ..permute import inverse_permutation, plain
 
 
 def grouped_mlp_torch(
@@ -13,6 +13,21 @@ def grouped_mlp_torch(
     hidden = F.grouped_mm(x, gate_up.transpose(-2, -1), offs=offsets)
     gate, up = hidden.chunk(2, dim=-1)
     return F.grouped_mm(F.silu(gate) * up, down.transpose(-2, -1), offs=offsets)
+
+
+def moe_mlp_torch(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    order: torch.Tensor,
+    inverse: torch.Tensor,
+    offsets: torch.Tensor,
+) -> torch.Tensor:
+    """`moe_mlp` by its parts' plain forms; widths are multiples of 16 bytes."""
+    rows = plain.gather_rows(x, order, inverse, weights.shape[1])
+    rows = grouped_mlp_torch(rows, gate_up, down, offsets)
+    return plain.combine_rows(rows, order, inverse, weights)
 
 
 def grouped_mlp_reference(

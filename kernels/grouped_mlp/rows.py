@@ -2,7 +2,8 @@
 
 All are persistent: a fixed grid walks the row tiles that `plan` wrote, times the column tiles. The
 record of a row tile is (expert, first row, rows), so the real number of tiles stays on the device.
-With DESCRIPTORS the factors are tensor descriptors, else pointers with the strides given. The
+With DESCRIPTORS the factors are tensor descriptors, else pointers with the strides given; rows that
+a kernel gathers itself come by pointers in any case. The
 epilogues with SwiGLU load and store by pointers in any case: nothing waits for such stores, while
 copies by descriptor would take turns in one buffer.
 """
@@ -12,7 +13,7 @@ import triton.language as tl
 
 from ..order import locate, program_index
 from ..split import halves, pieces
-from .tiles import load_block, sigmoid, store_rows
+from .tiles import load_block, load_gathered, row_offsets, sigmoid, store_rows
 
 
 @triton.jit
@@ -22,8 +23,10 @@ def gate_up_kernel(
     gate_out,
     up_out,
     act_out,
+    order,
     tiles,
     tile_count,
+    copies,
     D,
     F,
     BLOCK_M: tl.constexpr,
@@ -40,6 +43,8 @@ def gate_up_kernel(
 
     One product of BLOCK_M x 2 BLOCK_N: the weight block holds BLOCK_N gate rows, then the
     BLOCK_N up rows beside them, and the accumulator splits without leaving its registers.
+
+    `order` None: x has the experts' rows; else row i is x[order[i] // copies].
     """
     row_tiles = tl.load(tile_count)
     columns = tl.cdiv(F, BLOCK_N)
@@ -51,13 +56,19 @@ def gate_up_kernel(
         rows = tl.load(tiles + row_tile * 4 + 2)
         column = column_tile * BLOCK_N
         acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
+        if order is not None:
+            at = row_offsets(order, copies, D, start, rows, BLOCK_M)
         for k in range(0, D, BLOCK_K):
-            if DESCRIPTORS:
+            if order is not None:
+                a = load_gathered(x, at, k, D, BLOCK_K, EVEN)
+            elif DESCRIPTORS:
                 a = x.load([start, k])
-                b = weight.load([2 * expert, column, k]).reshape(2 * BLOCK_N, BLOCK_K)
             else:
                 base = x + start.to(tl.int64) * D
                 a = load_block(base, D, 0, rows, k, D, BLOCK_M, BLOCK_K, EVEN)
+            if DESCRIPTORS:
+                b = weight.load([2 * expert, column, k]).reshape(2 * BLOCK_N, BLOCK_K)
+            else:
                 b = _gate_up_block(weight, expert, column, k, D, F, BLOCK_N, BLOCK_K, EVEN)
             acc = tl.dot(a, b.T, acc, input_precision="ieee")
         gate, up = halves(acc, BLOCK_M, BLOCK_N)
@@ -202,6 +213,7 @@ def _swiglu_gradient(
     dgate_out,
     dup_out,
     act_out,
+    w,
     F,
     start,
     rows,
@@ -209,15 +221,22 @@ def _swiglu_gradient(
     BLOCK_M: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """From d(act), gate and up: store d(gate), d(up) and act for WIDTH columns."""
+    """From d(act), gate and up: store d(gate), d(up) and act for WIDTH columns; all times the
+    rows' weights `w` (None: ones). Returns what the columns add to the weights' gradients."""
     g, u = gate.to(tl.float32), up.to(tl.float32)
     s = sigmoid(g)
     silu = g * s
+    act = silu * u
+    dw = tl.sum(dact * act, 1)
+    if w is not None:
+        dact *= w[:, None]
+        act *= w[:, None]
     dup = dact * silu
     dgate = dact * u * (s + silu - silu * s)
     store_rows(dgate_out, dgate, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
     store_rows(dup_out, dup, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
-    store_rows(act_out, silu * u, F, start, rows, column, F, BLOCK_M, WIDTH, False)
+    store_rows(act_out, act, F, start, rows, column, F, BLOCK_M, WIDTH, False)
+    return dw
 
 
 @triton.jit
@@ -228,8 +247,11 @@ def activation_gradient_kernel(
     dgate_out,
     dup_out,
     act_out,
+    weights,
+    weight_parts,
     tiles,
     tile_count,
+    total_rows,
     D,
     F,
     BLOCK_M: tl.constexpr,
@@ -246,6 +268,10 @@ def activation_gradient_kernel(
     """d(act) = dy W_down, then through SwiGLU: d(gate), d(up), and act again for W_down's gradient.
 
     `hidden` is what the forward pass kept, gate and up. WHOLE: F is a multiple of BLOCK_N.
+
+    With `weights` [N], y = weights * (act W_down^T) is what dy is the gradient of: all three come
+    out weighted, and the sum of `weight_parts` [column tiles, N] is d(weights) = the rows'
+    d(act) . act, which needs no rows of y.
     """
     row_tiles = tl.load(tile_count)
     columns = tl.cdiv(F, BLOCK_N)
@@ -270,13 +296,21 @@ def activation_gradient_kernel(
         WIDTH: tl.constexpr = BLOCK_N // SUBTILES
         parts = pieces(acc, BLOCK_M, WIDTH, SUBTILES)
         gate, up = _gate_and_up(hidden, F, start, rows, column, BLOCK_M, WIDTH, WHOLE)
+        r = tl.arange(0, BLOCK_M)
+        w = None
+        if weights is not None:
+            w = tl.load(weights + start + tl.minimum(r, rows - 1))
+        dw = tl.zeros((BLOCK_M,), tl.float32)
         for i in tl.static_range(SUBTILES):
             at = column + i * WIDTH
             now, beside = gate, up
             if i + 1 < SUBTILES:
                 # Before this piece's stores, which later loads may not overtake.
                 gate, up = _gate_and_up(hidden, F, start, rows, at + WIDTH, BLOCK_M, WIDTH, WHOLE)
-            _swiglu_gradient(
-                parts[i], now, beside, dgate_out, dup_out, act_out, F, start, rows, at,
+            dw += _swiglu_gradient(
+                parts[i], now, beside, dgate_out, dup_out, act_out, w, F, start, rows, at,
                 BLOCK_M, WIDTH,
             )  # fmt: skip
+        if weights is not None:
+            part = weight_parts + column_tile.to(tl.int64) * total_rows + start
+            tl.store(part + r, dw, mask=r < rows)

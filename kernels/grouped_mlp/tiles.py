@@ -38,6 +38,25 @@ def load_block(
 
 
 @triton.jit
+def row_offsets(order, copies, stride, start, rows, ROWS: tl.constexpr):
+    """Where the rows that `order` [N] gathers to [start, start + ROWS) begin, in elements: row i of
+    the copies is row `order[i] // copies` of the matrix. Rows past `rows` repeat the last one."""
+    copy = tl.load(order + start + tl.minimum(tl.arange(0, ROWS), rows - 1))
+    # There are fewer than 2^31 copies, and 32 bits divide faster.
+    return (copy.to(tl.int32) // copies).to(tl.int64) * stride
+
+
+@triton.jit
+def load_gathered(base, offsets, column, columns, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
+    """COLUMNS columns of the rows at `offsets`; columns past the end are zero (`EVEN`: none)."""
+    c = column + tl.arange(0, COLUMNS)
+    pointers = base + (offsets[:, None] + c[None, :])
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=c[None, :] < columns, other=0.0)
+
+
+@triton.jit
 def load_zeroed(
     base,
     stride,

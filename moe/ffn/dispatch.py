@@ -1,7 +1,6 @@
 """Sending tokens to the ranks that hold their experts, and bringing the results back.
 
-One definition serves every expert-parallel size: with one rank the exchange vanishes and nothing
-waits for the host.
+With one rank there is no exchange, and nothing waits for the host.
 """
 
 from dataclasses import dataclass
@@ -48,28 +47,36 @@ def _exchange(
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """The rows `sent` to and `received` from each rank of `group`; `order` [R] sorts the R received
+    ones by local expert, `inverse` undoes it."""
+
+    sent: list[int]
+    received: list[int]
+    order: torch.Tensor
+    inverse: torch.Tensor
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
 class Plan:
     """The path of N = T * k token copies through one MoE layer.
 
-    `order` [N] sorts the copies by expert (stable), `inverse` undoes it. With several ranks,
-    `sent` and `received` are the rows exchanged with each, and `local_order` [R] sorts the R
-    received rows by local expert. `offsets` [E_local] int32 ends each local expert's rows.
+    `order` [N] sorts the copies by expert (stable), `inverse` undoes it. `exchange` is None with
+    one rank. `offsets` [E_local] int32 ends each local expert's rows.
     """
 
     order: torch.Tensor
     inverse: torch.Tensor
     offsets: torch.Tensor
-    sent: list[int]
-    received: list[int]
-    local_order: torch.Tensor | None
-    local_inverse: torch.Tensor | None
+    exchange: Exchange | None
 
 
 def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Plan:
     """Plan the dispatch of `experts` [T, k] with `counts` [E] tokens for each expert."""
     order, inverse, offsets = sort_by_expert(experts, counts.numel())
     if ep.size == 1:
-        return Plan(order, inverse, offsets, [], [], None, None)
+        return Plan(order, inverse, offsets, None)
     theirs = torch.empty_like(counts)
     dist.all_to_all_single(theirs, counts, group=ep.group)
     outgoing, incoming = counts.view(ep.size, -1), theirs.view(ep.size, -1)
@@ -78,21 +85,19 @@ def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Plan:
     local = torch.arange(incoming.shape[1], device=counts.device).repeat(ep.size)
     arrived = local.repeat_interleave(theirs, output_size=sum(received))
     local_order, local_inverse, offsets = sort_by_expert(arrived, incoming.shape[1])
-    return Plan(order, inverse, offsets, sent, received, local_order, local_inverse)
+    exchange = Exchange(sent, received, local_order, local_inverse, ep.group)
+    return Plan(order, inverse, offsets, exchange)
 
 
-def dispatch(x: torch.Tensor, p: Plan, top_k: int, ep: Team) -> torch.Tensor:
+def dispatch(x: torch.Tensor, p: Plan, e: Exchange, top_k: int) -> torch.Tensor:
     """Rows of `x` [T, D] copied `top_k` times, sent, and sorted by local expert."""
     rows = gather_rows(x, p.order, p.inverse, top_k)
-    if p.local_order is None or p.local_inverse is None:
-        return rows
-    rows = _AllToAll.apply(rows, p.sent, p.received, ep.group)
-    return gather_rows(rows, p.local_order, p.local_inverse)
+    rows = _AllToAll.apply(rows, e.sent, e.received, e.group)
+    return gather_rows(rows, e.order, e.inverse)
 
 
-def combine(rows: torch.Tensor, p: Plan, weights: torch.Tensor, ep: Team) -> torch.Tensor:
+def combine(rows: torch.Tensor, p: Plan, e: Exchange, weights: torch.Tensor) -> torch.Tensor:
     """Bring expert outputs back to their tokens and add them by `weights` [T, k]: [T, D]."""
-    if p.local_order is not None and p.local_inverse is not None:
-        rows = gather_rows(rows, p.local_inverse, p.local_order)
-        rows = _AllToAll.apply(rows, p.received, p.sent, ep.group)
+    rows = gather_rows(rows, e.inverse, e.order)
+    rows = _AllToAll.apply(rows, e.received, e.sent, e.group)
     return combine_rows(rows, p.order, p.inverse, weights)

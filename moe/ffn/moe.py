@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from ...kernels.grouped_mlp import grouped_mlp
+from ...kernels.grouped_mlp import grouped_mlp, moe_mlp
 from ..config import ModelConfig
 from ..layout import Groups
 from .base import FFNOutput
-from .dispatch import combine, dispatch, plan
+from .dispatch import Plan, combine, dispatch, plan
 from .router import Router
 from .swiglu import SwiGLU
 
@@ -29,9 +29,14 @@ class Experts(nn.Module):
             parameter.first_expert = ep.rank * local  # type: ignore[attr-defined]
         self.gate_up.matrix_rows = moe.expert_size  # type: ignore[attr-defined]
 
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """`x` [N, D] sorted by local expert, `offsets` [E_local] int32 run ends."""
-        return grouped_mlp(x, self.gate_up, self.down, offsets)
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, path: Plan) -> torch.Tensor:
+        """`x` [T, D] through the experts along `path`, added by `weights` [T, k]: [T, D]."""
+        experts = self.gate_up, self.down
+        if path.exchange is None:
+            return moe_mlp(x, weights, *experts, path.order, path.inverse, path.offsets)
+        rows = dispatch(x, path, path.exchange, weights.shape[1])
+        rows = grouped_mlp(rows, *experts, path.offsets)
+        return combine(rows, path, path.exchange, weights)
 
 
 class MoEFFN(nn.Module):
@@ -39,7 +44,7 @@ class MoEFFN(nn.Module):
 
     def __init__(self, config: ModelConfig, groups: Groups) -> None:
         super().__init__()
-        self.top_k, self.groups = config.moe.top_k, groups
+        self.groups = groups
         self.router = Router(config.hidden_size, config.moe, groups)
         self.experts = Experts(config, groups)
         shared = config.moe.shared_expert_size
@@ -48,10 +53,8 @@ class MoEFFN(nn.Module):
     def forward(self, x: torch.Tensor) -> FFNOutput:
         """[B, S, D] to [B, S, D]; collective over the expert-parallel group."""
         routing = self.router(x)
-        ep = self.groups.ep
-        path = plan(routing.experts, routing.counts, ep)
-        rows = self.experts(dispatch(x.flatten(0, 1), path, self.top_k, ep), path.offsets)
-        y = combine(rows, path, routing.weights, ep).view_as(x)
+        path = plan(routing.experts, routing.counts, self.groups.ep)
+        y = self.experts(x.flatten(0, 1), routing.weights, path).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)
         return FFNOutput(y, routing.aux, routing.counts)

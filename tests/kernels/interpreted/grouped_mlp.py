@@ -17,12 +17,15 @@ from moelstrom.kernels.grouped_mlp import (
     grouped_mlp,
     grouped_mlp_reference,
     launch,
+    moe,
+    moe_mlp,
     ops,
     routing,
     sort_by_expert,
 )
 from moelstrom.kernels.grouped_mlp.plan import plan
 from moelstrom.kernels.grouped_mlp.reference import sort_by_expert_torch
+from moelstrom.kernels.permute import plain
 from moelstrom.kernels.targets import find
 
 TILE = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "GROUP_M": 2, "SUBTILES": 2}
@@ -147,6 +150,111 @@ def test_operators(form: str) -> None:
         torch.library.opcheck(ops.accumulate, (dy, *detached, offsets, hidden, *sums))
 
 
+def _layer(
+    ids: torch.Tensor, experts: int, hidden: int, width: int, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...], torch.Tensor]:
+    """(x, weights, gate_up, down), the routing of `ids` [T, k], and the gradient of y; some weights
+    are zero and one is negative."""
+    tokens = len(ids)
+    (x, gate_up, down), _, dy = _inputs([tokens] + [0] * (experts - 1), hidden, width, dtype)
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1))
+    weights[::3, -1] = 0
+    weights[-1:, 0] *= -1
+    routed = sort_by_expert_torch(ids, experts)
+    return [x, weights.requires_grad_(), gate_up, down], routed, dy
+
+
+def _layer_reference(
+    tensors: list[torch.Tensor], routed: tuple[torch.Tensor, ...]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """fp32 leaves of the tensors, and y of them by a loop over experts."""
+    x, weights, gate_up, down = leaves = [t.detach().float().requires_grad_() for t in tensors]
+    order, inverse, offsets = routed
+    rows = grouped_mlp_reference(x[order // weights.shape[1]], gate_up, down, offsets)
+    return leaves, plain.combine_rows(rows, order, inverse, weights)
+
+
+def _assert_layer(
+    ids: torch.Tensor, experts: int, hidden: int, width: int, dtype: torch.dtype
+) -> None:
+    tensors, routed, dy = _layer(ids, experts, hidden, width, dtype)
+    y = moe_mlp(*tensors, *routed)
+    y.backward(dy)
+    leaves, z = _layer_reference(tensors, routed)
+    z.backward(dy.float())
+    for name, got, want in zip(
+        ("y", "dx", "d(weights)", "d(gate_up)", "d(down)"),
+        (y, *(t.grad for t in tensors)),
+        (z, *(t.grad for t in leaves)),
+        strict=True,
+    ):
+        assert got is not None and want is not None
+        assert got.dtype == (torch.float32 if name == "d(weights)" else dtype)
+        scale = want.abs().max().item() if want.numel() else 0.0
+        torch.testing.assert_close(
+            got.float(), want, rtol=0, atol=TOLERANCE[dtype] * scale + 1e-9, msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("tokens", "copies", "experts", "hidden", "width"),
+    [
+        (50, 3, 4, 32, 64),
+        (37, 1, 5, 40, 24),
+        (20, 3, 6, 37, 21),
+        (1, 2, 3, 16, 8),
+        (0, 2, 3, 16, 8),
+    ],
+)
+def test_whole_layer(
+    form: str, tokens: int, copies: int, experts: int, hidden: int, width: int, dtype: torch.dtype
+) -> None:
+    g = torch.Generator().manual_seed(tokens)
+    # The last expert stays empty.
+    ids = torch.randint(experts - 1, (tokens, copies), generator=g)
+    _assert_layer(ids, experts, hidden, width, dtype)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=20),
+    st.sampled_from([1, 2, 3]),
+    st.integers(1, 50),
+    st.integers(1, 40),
+)
+def test_random_layers(form: str, experts: list[int], copies: int, hidden: int, width: int) -> None:
+    ids = torch.tensor(experts).repeat_interleave(copies).roll(1).view(-1, copies)
+    _assert_layer(ids, 6, hidden, width, torch.float32)
+
+
+def test_layer_keeps_hidden_alone(form: str) -> None:
+    tensors, routed, _ = _layer(torch.tensor([[0, 2], [2, 1], [0, 1]]), 3, 16, 24, torch.float32)
+    kept: list[torch.Tensor] = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = moe_mlp(*tensors, *routed)
+    given = [tuple(t.shape) for t in (*tensors, *routed)]
+    assert sorted(tuple(t.shape) for t in kept) == sorted([*given, (6, 48)])
+    with torch.no_grad():
+        assert torch.equal(moe_mlp(*tensors, *routed), y)
+    assert moe.forward(*[t.detach() for t in tensors], *routed, False)[1].shape == (0, 48)
+
+
+def test_layer_operators(form: str) -> None:
+    tensors, routed, dy = _layer(torch.tensor([[0, 2], [2, 1], [0, 2]]), 3, 16, 24, torch.float32)
+    torch.library.opcheck(moe.forward, (*tensors, *routed, True))
+    detached = [t.detach() for t in tensors]
+    hidden = moe.forward(*detached, *routed, True)[1]
+    torch.library.opcheck(moe.backward, (dy, *detached, *routed, hidden))
+
+
 def test_inference_keeps_nothing(form: str) -> None:
     (x, gate_up, down), offsets, _ = _inputs([5, 0, 20], 16, 24, torch.float32)
     y, hidden = ops.forward(x.detach(), gate_up.detach(), down.detach(), offsets, False)
@@ -163,6 +271,18 @@ def test_compiles_without_a_break(form: str) -> None:
     plain = torch.autograd.grad(loss(*tensors), tensors)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for a, b in zip(torch.autograd.grad(compiled(*tensors), tensors), plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_layer_compiles_without_a_break(form: str) -> None:
+    tensors, routed, dy = _layer(torch.tensor([[0, 2], [2, 1], [0, 2]]), 3, 16, 24, torch.float32)
+
+    def loss(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return (moe_mlp(2 * x, *others, *routed) * dy).sum()
+
+    eager = torch.autograd.grad(loss(*tensors), tensors)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*tensors), tensors), eager, strict=True):
         torch.testing.assert_close(a, b)
 
 
