@@ -98,6 +98,7 @@ class Training:
         check_finite(step, metrics)
         if self.log:
             self._record(self._describe(step, metrics, time.perf_counter() - started))
+            self._record_routing(step, metrics.expert_load)
         else:
             self.events.emit("step", step=step)
 
@@ -121,6 +122,11 @@ class Training:
             flops = flops_per_token(self.model_config, data.seq_len) * tokens
             record["mfu"] = flops / seconds / (peak * self.groups.dp.size)
         return record
+
+    def _record_routing(self, step: int, load: torch.Tensor) -> None:
+        """Each expert's tokens, from which `moelstrom bench` makes its all-to-all-v loads."""
+        if load.numel() and _due(self.config.log_interval, step):
+            self._record({"kind": "router", "step": step, "expert_load": load.tolist()})
 
     def _evaluate(self) -> None:
         losses = {}

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -69,14 +70,18 @@ def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> No
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """The default process group: env:// when a launcher started us, else of one process."""
+def process_group(device: torch.device, timeout_s: float | None = None) -> Iterator[None]:
+    """The default process group: env:// when a launcher started us, else of one process.
+
+    `timeout_s` is how long a collective may take; None: torch's own default.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     place: dict[str, Any] = (
         {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     )
     bound = device if device.type == "cuda" else None
-    dist.init_process_group(backend, device_id=bound, **place)
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, device_id=bound, timeout=timeout, **place)
     try:
         yield
     finally:

@@ -25,12 +25,26 @@ from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.log import RunLog
 
+BENCH = {"--config", "--set", "--nproc", "--address", "--launcher", "--out", "--baseline"}
+BENCH |= {"--threshold"}
 COMMANDS = {
     "": {"--version"},
     "train": {"config", "--set", "--dry-run", "--no-dry-run", "--json"},
     "report": {"folder"},
     "data": set(),
     "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},
+    "size": {
+        *("--params", "--active", "--flops", "--hardware", "--collectives", "--target", "--gpus"),
+        *("--gpus-per-node", "--memory", "--vocab", "--seq-len", "--batch-tokens", "--context"),
+        *("--hidden", "--layers", "--experts", "--top-k", "--head-dim", "--compare", "--limit"),
+        *("--json", "--plot", "--write"),
+    },
+    "bench": set(),
+    "bench collectives": {*BENCH, "--bucket-into"},
+    "bench hardware": {*BENCH, "--model"},
+    "bench report": {"source", "--out"},
+    "bench compare": {"old", "new", "--threshold", "--json"},
+    "bench predict": {"source", "training", "--ranks", "--per-node", "--compute-s", "--json"},
     "kernels": set(),
     "kernels check": {"--target", "--operator", "--json", "--workers"},
     "kernels bench": {"--quick", "--no-quick", "--out"},

@@ -11,13 +11,13 @@ from ranks import run_ranks
 
 from moelstrom import UserError
 from moelstrom.launch.config import RunConfig, load
-from moelstrom.launch.plan import Memory, estimate_memory, make_plan
+from moelstrom.launch.plan import make_plan
 from moelstrom.moe.batch import Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig
 from moelstrom.moe.engines import make_engine
 from moelstrom.moe.layout import Groups
-from moelstrom.moe.sizing.counts import count_parameters
+from moelstrom.moe.sizing.memory import Memory
 
 SMALL = [
     "model.hidden_size=32",
@@ -38,8 +38,7 @@ def small(dp: int, ep: int, zero: int, optimizer: str, precision: str) -> RunCon
 
 
 def estimate(config: RunConfig) -> Memory:
-    model = make_plan(config).model
-    return estimate_memory(config, model, count_parameters(model))
+    return make_plan(config).memory
 
 
 LAYOUTS = {1: [(1, 0), (1, 1)], 4: [(1, 0), (1, 1), (2, 0), (2, 1), (4, 1)]}

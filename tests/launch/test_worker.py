@@ -39,6 +39,10 @@ def test_torchrun_learns_and_logs(straight: Path) -> None:
     kinds = {record["kind"] for record in read(straight)}
     assert kinds >= {"run", "step", "checkpoint", "eval", "done"}
     assert list((straight / "tensorboard").glob("events.out.tfevents.*"))
+    routed = {r["step"]: r["expert_load"] for r in read(straight) if r["kind"] == "router"}
+    # One MoE layer; each of 8 x 64 tokens goes to 2 of its 4 experts.
+    assert list(routed) == [10, 20] and [len(layer) for layer in routed[20]] == [4]
+    assert sum(routed[20][0]) == 8 * 64 * 2
 
 
 def test_one_process_without_a_launcher(data: Path, straight: Path, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The plots of a report: PNG files, and SVG for a page that follows its reader's colours."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ..schema import Report
+from .plots_collectives import at_once, bandwidth, link_map, per_rank, times
+from .plots_hardware import attention, copies, devices, gemm, memory
+
+PLOTS: dict[str, Callable[[Report], Figure | None]] = {
+    "bandwidth": bandwidth,
+    "time": times,
+    "ranks": per_rank,
+    "at-once": at_once,
+    "links": link_map,
+    "memory": memory,
+    "gemm": gemm,
+    "attention": attention,
+    "copy": copies,
+    "devices": devices,
+}
+"""By name; each gives None where the report holds nothing for it."""
+INK, PAPER = "#010203", "#fdfcfb"
+"""Colours that stand for the page's own in an SVG."""
+_SVG: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moelstrom",
+    "axes.facecolor": "none",
+    "legend.facecolor": PAPER,
+    **{f"{name}color": INK for name in ("text.", "axes.label", "xtick.", "ytick.", "grid.")},
+    "axes.edgecolor": INK,
+    "legend.edgecolor": INK,
+}
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Write every plot as `folder/NAME.png`; those of an earlier run that are not made go."""
+    paths = []
+    for name, draw in PLOTS.items():
+        path = folder / f"{name}.png"
+        with _drawn(draw, report) as figure:
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            figure.savefig(path, dpi=110)
+        paths.append(path)
+    return paths
+
+
+def svgs(report: Report) -> dict[str, str]:
+    """Every plot as an `<svg>` element by name, in the CSS colours `--ink` and `--paper`."""
+    found = {}
+    for name, draw in PLOTS.items():
+        with matplotlib.rc_context(_SVG), _drawn(draw, report) as figure:
+            if figure is not None:
+                found[name] = _svg(figure)
+    return found
+
+
+@contextmanager
+def _drawn(draw: Callable[[Report], Figure | None], report: Report) -> Iterator[Figure | None]:
+    # Not pyplot: it keeps every figure, and picks a window system.
+    figure = draw(report)
+    yield figure
+    if figure is not None:
+        figure.clear()
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    metadata: dict[str, Any] = {"Date": None, "Creator": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    # Without the XML and document type lines, which a page has no place for.
+    text = text[text.index("<svg") :]
+    return text.replace(INK, "var(--ink)").replace(PAPER, "var(--paper)")

@@ -1,0 +1,149 @@
+"""What a benchmark run leaves: one JSON document, versioned, and how it is read back.
+
+Sizes are bytes, times seconds, bandwidths bytes a second. `SCHEMA` changes when a reader of the
+old form would misread the new one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from .. import UserError
+
+SCHEMA = "moelstrom.bench/1"
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """One rank's times over the iterations."""
+
+    rank: int
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    max_s: float
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One operation at one size in one group.
+
+    `bytes` is nccl-tests' size (for all-gather and reduce-scatter the full buffer); `mean_s` the
+    mean over iterations, averaged over ranks, as there; `algbw` and `busbw` follow from it. p50,
+    p95 and max are over iterations, of each iteration's slowest rank. `wrong` counts wrong elements
+    over all ranks (None: not checked). `at_once` is how many such groups ran together.
+    """
+
+    op: str
+    dtype: str
+    in_place: bool
+    group: str
+    ranks: list[int]
+    at_once: int
+    load: str | None
+    bytes: int
+    count: int
+    iterations: int
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    max_s: float
+    algbw: float
+    busbw: float
+    wrong: int | None
+    per_rank: list[RankTimes]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One measurement of one device.
+
+    `bench`: memory, gemm, attention or copy; `shape` its sizes by name (bytes; M, N, K; ...);
+    `rate` in `unit` ("B/s" or "FLOP/s") from the median time.
+    """
+
+    bench: str
+    kind: str
+    dtype: str
+    shape: dict[str, int]
+    rank: int
+    iterations: int
+    p50_s: float
+    p95_s: float
+    max_s: float
+    rate: float
+    unit: Literal["B/s", "FLOP/s"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What was not measured, and why (out of memory, not offered by the backend...)."""
+
+    what: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node: its name, the ranks on it, its device and how many it has; bytes of memory of each
+    device (0: not known)."""
+
+    name: str
+    ranks: list[int]
+    device: str
+    devices: int
+    memory: int = 0
+
+
+@dataclass
+class Report:
+    """A whole run. `ended` is "complete", or says which rank failed, how, and at what."""
+
+    kind: Literal["collectives", "hardware"]
+    started: str
+    command: str
+    backend: str
+    world_size: int
+    hosts: list[Host]
+    versions: dict[str, str]
+    config: dict[str, Any]
+    collectives: list[Collective] = field(default_factory=list)
+    hardware: list[Hardware] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
+    ended: str = "running"
+    schema: str = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Replace `path` by this report, whole or not at all."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+_ADAPTER = TypeAdapter(Report)
+
+
+def read(path: Path) -> Report:
+    """Read a report; a UserError says what is wrong with the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; give a report that `moelstrom bench` wrote"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); measure again, or restore the file") from None
+    if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema: must be {SCHEMA!r}; measure again with this version")
+    try:
+        return _ADAPTER.validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg']}; measure again") from None
