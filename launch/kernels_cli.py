@@ -69,8 +69,11 @@ def bench(
     from ..kernels.bench import report
     from ..kernels.bench.run import Bench, talker
 
-    results = Bench(quick, talker()).run()
-    path = _save(results, out, "", "-quick" if quick else "")
+    def keep(results: dict[str, Any]) -> Path:
+        return _save(results, out, "", "-quick" if quick else "")
+
+    results = Bench(quick, talker(), keep).run()
+    path = keep(results)
     report.plot(results, path.with_suffix(".png"))
     console = _console()
     for table in report.tables(results):
@@ -144,8 +147,9 @@ def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -
     name = prefix + results["gpu"]["name"].lower().replace(" ", "-") + suffix
     path = out or Path(registry.__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return path
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return partial.replace(path)
 
 
 def _console() -> Console:

@@ -35,7 +35,7 @@ LINEAR = (
 )
 """Best first, of an H100's sweep: the first that fits is varied, the others enter once."""
 STAGES = (4, 3, 2)
-GROUPS = (8, 4, 16, 32)
+GROUPS = (8, 4, 16)
 OPTIONS = {
     "cuda": ({},),
     "hip": (

@@ -40,13 +40,15 @@ FULL = Plan(rounds=15, slow_rounds=5)
 QUICK = Plan(rounds=7, slow_rounds=3)
 
 Say = Callable[[str], None]
+Keep = Callable[[dict[str, Any]], object]
 
 
 class Bench:
-    """One run; `results` grows as it goes, so that what was measured before a failure is kept."""
+    """One run; `results` grows as it goes, and `keep` gets it whenever it has grown, so that what
+    was measured is not lost with the run."""
 
-    def __init__(self, quick: bool, say: Say) -> None:
-        self.quick, self.say = quick, say
+    def __init__(self, quick: bool, say: Say, keep: Keep) -> None:
+        self.quick, self.say, self.keep = quick, say, keep
         self.plan = QUICK if quick else FULL
         self.results: dict[str, Any] = {
             **environment(),
@@ -86,6 +88,7 @@ class Bench:
             # A broken kernel must not cost the other parts their figures.
             except Exception as error:
                 self._fail(part.__name__.strip("_"), error)
+            self.keep(self.results)
             free()
         return self.results
 
@@ -152,6 +155,7 @@ class Bench:
             pairs = {name: pairs[name] for name in found}
             flops = case.width.flops(case.tokens, backward)
             self._record(case, scope, direction, found, flops)
+            self.keep(self.results)
         self._agree(pairs, label)
 
     def _record(

@@ -15,11 +15,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 def test_every_operation_and_dtype_of_the_config_exists() -> None:
     assert set(OPS) == set(TABLE)
     for dtype in DTYPES:
-        CollectivesConfig(dtypes=(dtype,))  # type: ignore[arg-type]
+        CollectivesConfig(dtypes=(dtype,))
 
 
 def test_sizes_by_device() -> None:
-    config = CollectivesConfig(min_bytes="64KiB", factor=4, max_bytes="3MiB")  # type: ignore[arg-type]
+    config = CollectivesConfig(min_bytes="64KiB", factor=4, max_bytes="3MiB")
     assert config.sizes(CPU) == [2**16, 2**18, 2**20]
     assert CollectivesConfig().sizes(CPU)[::16] == [2**10, 2**26]
     assert CollectivesConfig().sizes(GPU)[-1] == 2**30

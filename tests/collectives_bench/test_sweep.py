@@ -105,10 +105,10 @@ def test_groups_loads_and_what_each_rank_hears(tmp_path: Path) -> None:
     assert {kind for rank in outcomes[1:] for kind, _ in rank} == {"step"}
 
 
-def _swap(out: torch.Tensor, sent: torch.Tensor, *splits: Any, group: Any = None) -> None:
+def _swap(out: torch.Tensor, sent: torch.Tensor, *splits: Any, **group: Any) -> None:
     """An all-to-all that delivers every part to the place of the next one."""
     half = torch.empty_like(out)
-    dist.all_to_all_single(half, sent, *splits, group=group)
+    dist.all_to_all_single(half, sent, *splits, **group)
     out.copy_(half.roll(len(out) // 2))
 
 

@@ -107,8 +107,14 @@ def hardware(**changes: Any) -> Report:
     for bench, kind, dtype, sizes, rate in rows:
         unit: Any = "B/s" if bench == "memory" else "FLOP/s"
         s = 2 * sizes.get("M", 0) ** 3 / rate
-        times = {"iterations": 5, "p50_s": s, "p95_s": s, "max_s": s}
-        names = {"bench": bench, "kind": kind, "dtype": dtype, "shape": sizes, "rank": 0}
+        times: dict[str, Any] = {"iterations": 5, "p50_s": s, "p95_s": s, "max_s": s}
+        names: dict[str, Any] = {
+            "bench": bench,
+            "kind": kind,
+            "dtype": dtype,
+            "shape": sizes,
+            "rank": 0,
+        }
         made.hardware.append(Hardware(**names, rate=rate, unit=unit, **times))
     return replace(made, **changes)
 

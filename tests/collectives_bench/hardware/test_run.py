@@ -108,9 +108,9 @@ def test_overhead_compares_the_same_calls() -> None:
 
 def row(bench: str, kind: str, shape: dict[str, int], work: float, rate: float, **more: Any) -> Any:
     seconds = work / rate
-    unit = "B/s" if bench in ("memory", "copy") else "FLOP/s"
-    given = {"dtype": "bf16", "rank": 0, **more}
-    times = {"iterations": 5, "p50_s": seconds, "p95_s": seconds, "max_s": seconds}
+    unit: Any = "B/s" if bench in ("memory", "copy") else "FLOP/s"
+    given: dict[str, Any] = {"dtype": "bf16", "rank": 0, **more}
+    times: dict[str, Any] = {"iterations": 5, "p50_s": seconds, "p95_s": seconds, "max_s": seconds}
     return Hardware(bench=bench, kind=kind, shape=shape, rate=rate, unit=unit, **times, **given)
 
 
