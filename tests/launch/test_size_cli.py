@@ -115,7 +115,7 @@ def hardware(**changes: Any) -> Report:
             "shape": sizes,
             "rank": 0,
         }
-        made.hardware.append(Hardware(**names, rate=rate, unit=unit, **times))
+        made.hardware.append(Hardware(**names, rank=0, rate=rate, unit=unit, **times))
     return replace(made, **changes)
 
 
