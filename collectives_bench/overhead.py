@@ -22,6 +22,7 @@ SIZES = (2**20, 2**22, 2**24)
 ROUNDS = 101
 ITERATIONS = 10
 TIMEOUT_S = 120.0
+RUNS = ("bare", "harness", "control")
 
 Loop = Callable[[int], None]
 
@@ -34,21 +35,25 @@ def compare(
 ) -> list[dict[str, Any]]:
     """For some operations and sizes the bare loop's seconds of an iteration (`bare_s`, median over
     rounds) and, as medians of the rounds' ratios to it, the wall time of the harness's loop
-    (`wall`) and the mean that it reports (`reported`). On rank 0; collective over all ranks.
+    (`wall`), the mean that it reports (`reported`), and the bare loop run once more (`control`:
+    what the machine's own noise makes of two equal loops). On rank 0; collective over all ranks.
 
-    A round runs both loops, in turns of order; its times are means over the ranks.
+    A round runs the three loops, in turns of order; its times are means over the ranks.
     """
     meeting, found = Meeting(TIMEOUT_S), []
     for name, size, call, bare in _cases(device, meeting, sizes):
         rows = []
         for index in range(rounds):
             row: dict[str, float] = {}
-            for harness in (True, False) if index % 2 else (False, True):
+            for turn in range(len(RUNS)):
+                kind = RUNS[(index + turn) % len(RUNS)]
                 meeting.start(name)
                 call()
                 clock.finish(device, TIMEOUT_S)
-                row |= _harness(call, iterations, device) if harness else {}
-                row |= {} if harness else {"bare": _bare(bare, iterations, device)}
+                if kind == "harness":
+                    row |= _harness(call, iterations, device)
+                else:
+                    row[kind] = _bare(bare, iterations, device)
             rows.append(row)
         everyone = meeting.gather(rows)
         if everyone:
@@ -77,7 +82,8 @@ def _summary(everyone: list[list[dict[str, float]]]) -> dict[str, float]:
         {key: mean(row[key] for row in ranks) for key in ranks[0]}
         for ranks in zip(*everyone, strict=True)
     ]
-    ratios = {key: median(r[key] / r["bare"] for r in rounds) for key in ("wall", "reported")}
+    keys = ("wall", "reported", "control")
+    ratios = {key: median(r[key] / r["bare"] for r in rounds) for key in keys}
     return {"bare_s": median(r["bare"] for r in rounds), **ratios}
 
 
