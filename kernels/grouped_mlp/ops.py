@@ -138,14 +138,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
     ctx.mark_non_differentiable(output[1])
     # Else a gradient of zeros is made for it, as large as the pre-activations.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, gate_up, down, offsets, output[1], gate_up_sum, down_sum)
+    ctx.save_for_backward(x, gate_up, down, offsets, output[1])
+    # Not saved as tensors are: another call's backward pass may have added to them in between.
+    ctx.sums = None if gate_up_sum is None else (gate_up_sum, down_sum)
 
 
 def _differentiate(ctx: Any, dy: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-    *saved, gate_up_sum, down_sum = ctx.saved_tensors
-    if gate_up_sum is None:
-        return (*backward(dy, *saved), None, None, None, None)
-    return accumulate(dy, *saved, gate_up_sum, down_sum), *[None] * 6
+    if ctx.sums is None:
+        return (*backward(dy, *ctx.saved_tensors), None, None, None, None)
+    return accumulate(dy, *ctx.saved_tensors, *ctx.sums), *[None] * 6
 
 
 forward.register_autograd(_differentiate, setup_context=_keep)
