@@ -16,7 +16,7 @@ from .case import Case
 from .clock import Times, bare, measure
 from .config import HardwareConfig
 
-ROUNDS = 31
+ROUNDS = 15
 BUDGET_S = 0.05
 
 
