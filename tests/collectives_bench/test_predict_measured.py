@@ -7,6 +7,7 @@ turn makes its own prediction: a busy machine spoils some turns, and their media
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import network_reports as nr
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from moelstrom import UserError
 from moelstrom.collectives_bench.fit import fit_report
 from moelstrom.collectives_bench.network import Group, Network
 from moelstrom.collectives_bench.predict import Call, Layout, Step, calls, predict
@@ -118,7 +120,10 @@ def _off(layout: Layout) -> float:
     ratios = []
     for found, measured in run_ranks(layout.dp, _turns, layout)[0]:
         network = Network(fit_report(nr.report(found, world=layout.dp)))
-        ratios.append(predict(network, STEP, layout).total_s / measured - 1)
+        # Other work can spoil a turn so that its times do not grow with the size.
+        with suppress(UserError):
+            ratios.append(predict(network, STEP, layout).total_s / measured - 1)
+    assert len(ratios) > TURNS / 2
     off = statistics.median(ratios)
     print(f"{layout}: off by {off:+.1%}")
     return off

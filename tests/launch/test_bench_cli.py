@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from moelstrom.collectives_bench.schema import read
 from moelstrom.launch import bench_cli, bench_config, bench_shapes, cli
 from moelstrom.launch.config import load
 
+MAIN = "from moelstrom.launch.cli import main; main()"
 QUICK = ["--launcher", "none", "--set", "benches=[memory]", "--set", "kinds=[copy, write]"]
 QUICK += ["--set", "max_bytes=256KiB", "--set", "budget_s=0.01"]
 
@@ -161,7 +163,6 @@ def test_report_keeps_a_comparison(bench: Any, tmp_path: Path) -> None:
         (["hardware", "--nproc", "0"], "nproc: 0 does not fit; give 1 or more"),
         (["hardware", "--nproc", "2", "--launcher", "none"], "nproc: 2 workers need a launcher"),
         (["hardware", "--address", "127.0.0.1:1"], "nproc: is missing"),
-        (["hardware", "--address", "127.0.0.1:1", "--nproc", "2"], "cluster.address '127.0.0.1:1'"),
         (["hardware", "--config", "none.yaml"], "none.yaml: no such file"),
         (["hardware", "--model", "none"], "none: no such file"),
         (["hardware", "--out", "file/o"], "output: file/o: Not a directory; give a folder"),
@@ -173,6 +174,15 @@ def test_mistakes(bench: Any, tmp_path: Path, words: list[str], problem: str) ->
     code, _, err = bench(*words)
     assert code == 2 and problem in err, err
     assert not list(tmp_path.glob("runs/*/report.json"))
+
+
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    # A process of its own: the Ray of another test may live in this one, and would be used.
+    words = ["hardware", "--address", "127.0.0.1:1", "--nproc", "2"]
+    command = [sys.executable, "-c", MAIN, "bench", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ran.returncode == 2 and "cluster.address '127.0.0.1:1': no answer" in ran.stderr
+    assert "Traceback" not in ran.stderr and not list(tmp_path.glob("runs/*/report.json"))
 
 
 def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,6 @@ def hardware(**changes: Any) -> Report:
             "kind": kind,
             "dtype": dtype,
             "shape": sizes,
-            "rank": 0,
         }
         made.hardware.append(Hardware(**names, rank=0, rate=rate, unit=unit, **times))
     return replace(made, **changes)
