@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..collectives_bench import bucket
 from ..collectives_bench.compare import THRESHOLD, compare
 from ..collectives_bench.report.units import count
 from ..collectives_bench.schema import Report, read
-from . import bench_config, config
+from . import bench_config, config, terminal
 from .bench_config import Kind, check_kind
 
 app = typer.Typer(help="Measure the network and the devices.", no_args_is_help=True)
-_PIPE_WIDTH = 200
 
 ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file; none: defaults.")]
 SetOption = Annotated[
@@ -96,7 +94,7 @@ def redraw(
     from ..collectives_bench.report import tables
     from .bench_report import analyse_into, draw, prepare, say
 
-    report, console = read(source), _console()
+    report, console = read(source), terminal.console()
     folder = out or source.parent
     prepare(folder)
     compared = report.analysis.get("comparison")
@@ -126,7 +124,7 @@ def compare_reports(
     if as_json:
         print(json.dumps(asdict(found), indent=1))
     else:
-        console = _console()
+        console = terminal.console()
         console.print(tables.comparison(asdict(found)).to_rich())
         for line in (*found.notes, found.verdict):
             say(console, line)
@@ -155,7 +153,7 @@ def predict_steps(
     if as_json:
         print(json.dumps([{**asdict(p), "total_s": p.total_s} for p in points], indent=1))
     else:
-        _console().print(table(points, compute_s).to_rich())
+        terminal.console().print(table(points, compute_s).to_rich())
 
 
 def _sets(
@@ -187,7 +185,7 @@ def _bench(
     before = None if baseline is None else read(baseline)
     if before and baseline:
         check_kind(before, kind, baseline)
-    folder, console = bench_config.folder_of(kind, run), _console()
+    folder, console = bench_config.folder_of(kind, run), terminal.console()
     ranks = run.ranks
     prepare(folder)
     from .bench_run import INTERRUPTED, run_here, run_under_ray
@@ -207,12 +205,7 @@ def _write_bucket(report: Report, path: Path) -> None:
     choice = bucket.choose(report)
     bucket.write(path, choice.mib)
     say(
-        _console(),
+        terminal.console(),
         f"{path}: engine.bucket_mb: {choice.mib} ({choice.op} over {choice.group} reaches "
         f"{choice.share:.0%} of its bandwidth there)",
     )
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)

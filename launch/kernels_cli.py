@@ -15,9 +15,9 @@ from ..kernels import registry
 from ..kernels.check import Job, Verdict, check_all, forms, jobs
 from ..kernels.roofline import LABEL, Estimate, estimate
 from ..kernels.targets import TARGETS, find
+from . import terminal
 
 app = typer.Typer(help="The Triton kernels.", no_args_is_help=True)
-_PIPE_WIDTH = 200
 
 
 @app.callback()
@@ -40,12 +40,12 @@ def check(
 ) -> None:
     """Compile every kernel for every target without a GPU; 1 if any breaks a rule."""
     _need_triton()
-    _check_writable("--json", json_path)
+    terminal.check_writable("--json", json_path)
     targets = [find(name).name for name in target] if target else list(TARGETS)
     todo = jobs(targets, registry.modules(operator))
     results = _run(todo, workers)
     rows = [(verdict, _estimate(job, verdict)) for job, verdict in results]
-    console = _console()
+    console = terminal.console()
     console.print(_table(rows))
     failed = sum(bool(verdict.problems) for verdict, _ in rows)
     if json_path:
@@ -65,7 +65,7 @@ def bench(
     """Time the kernels against peers on this machine's GPU; 1 if any result is wrong."""
     _need_gpu("bench", "the benchmark")
     _need_triton()
-    _check_writable("--out", out)
+    terminal.check_writable("--out", out)
     from ..kernels.bench import report
     from ..kernels.bench.run import Bench, talker
 
@@ -75,7 +75,7 @@ def bench(
     results = Bench(quick, talker(), keep).run()
     path = keep(results)
     report.plot(results, path.with_suffix(".png"))
-    console = _console()
+    console = terminal.console()
     for table in report.tables(results):
         console.print(table)
     for failure in results["failed"]:
@@ -100,7 +100,7 @@ def tune(
     """Find the expert MLP's fastest tiles on this machine's GPU; 1 if any operator has none."""
     _need_gpu("tune", "tuning")
     _need_triton()
-    _check_writable("--out", out)
+    terminal.check_writable("--out", out)
     from ..kernels import tuning
     from ..kernels.bench import report
     from ..kernels.bench.run import talker
@@ -110,7 +110,7 @@ def tune(
     operators, target = select(operator), current()
     results = Tune(operators, target, talker()).run()
     path = _save(results, out, "tune-", "")
-    console = _console()
+    console = terminal.console()
     console.print(report.tuning(results))
     for failure in results["failed"]:
         console.print(f"not measured: {failure['what']}: {failure['reason']}", markup=False)
@@ -131,17 +131,6 @@ def _need_gpu(command: str, subject: str) -> None:
         )
 
 
-def _check_writable(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written before the work that fills it."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None
-
-
 def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -> Path:
     """Write the record to `out`, or to kernels/results/ under the GPU's name."""
     name = prefix + results["gpu"]["name"].lower().replace(" ", "-") + suffix
@@ -150,11 +139,6 @@ def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return partial.replace(path)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _need_triton() -> None:

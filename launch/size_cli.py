@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from .. import UserError
+from . import terminal
 
 if TYPE_CHECKING:
     from ..collectives_bench.schema import Report
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _FORM = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _LARGEST = 1e30
-_PIPE_WIDTH = 200
 DEFAULT_TARGET = "gfx942"
 
 
@@ -105,7 +104,7 @@ def size(
     from . import size_show
 
     for option, path in (("--json", json_path), ("--plot", plot), ("--write", write)):
-        _check_writable(option, path)
+        terminal.check_writable(option, path)
     budget, rule = _budget(params, active, flops)
     measured = _report(collectives, "collectives")
     engine, bucket_rule = _engine(measured)
@@ -126,8 +125,7 @@ def size(
     network = _network(measured, device, target, question)
     found = advise(question, curves, network, compare or (), limit)
     advice = Advice(question, found, curves.label, network.label)
-    console = Console()
-    console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    console = terminal.console()
     console.print(size_show.view(advice))
     if json_path:
         json_path.write_text(json.dumps(advice.as_json(), indent=1) + "\n", encoding="utf-8")
@@ -254,13 +252,3 @@ def _tokens(flops: str | None, proposal: "Proposal") -> float:
     if flops is not None:
         return parse_count(flops, "--flops") / (6 * active)
     return TOKENS_PER_PARAMETER * active
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None

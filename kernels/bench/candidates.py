@@ -1,6 +1,6 @@
 """Tile configs worth timing for the grouped expert MLP, within a target's budgets."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..grouped_mlp.configs import config, fits
 from ..targets import Target
@@ -120,3 +120,9 @@ def describe(c: Config) -> str:
     text += f" g{c['GROUP_M']}" + (f" x{c['PROGRAMS']}" if c["PROGRAMS"] > 1 else "")
     text += " flat" if c["FLATTEN"] else ""
     return " ".join([text, *(f"{k} {v}" for k, v in c.items() if k not in ORDER and v)])
+
+
+def fastest(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Of a width's rates in a record of `kernels tune`, the fastest that was timed."""
+    timed = [rate for rate in row["rates"] if rate["tflops"]]
+    return max(timed, key=lambda rate: rate["tflops"], default=None)

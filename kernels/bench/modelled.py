@@ -13,15 +13,16 @@ from ..compile import compile_variant, facts
 from ..grouped_mlp.configs import variants
 from ..roofline import Estimate, Measurement, Ratio, compare, estimate
 from ..targets import Target, find
+from .candidates import fastest
 
 
 def measurements(tuned: dict[str, Any]) -> list[Measurement]:
     """The fastest config of each operator and width in a record of `kernels tune`."""
-    found = []
-    for row in tuned["timings"]:
-        rate = max(r["tflops"] for r in row["rates"] if r["tflops"])
-        found.append(Measurement(f"grouped_mlp.{row['operator']}", row["key"], rate))
-    return found
+    return [
+        Measurement(f"grouped_mlp.{row['operator']}", row["key"], best["tflops"])
+        for row in tuned["timings"]
+        if (best := fastest(row))
+    ]
 
 
 def estimates(target: Target, keys: set[str]) -> list[Estimate]:

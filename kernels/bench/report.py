@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .candidates import describe
+from .candidates import describe, fastest
 
 BAR = 0.88
 """Share of the dense chain asked of the experts' forward and backward pass."""
@@ -58,9 +58,8 @@ def tuning(results: Results) -> Table:
     for name in ("rate", "in use", "dense", "of dense"):
         table.add_column(name, justify="right")
     for row in results["timings"]:
-        timed = [rate for rate in row["rates"] if rate["tflops"]]
-        best = max(timed, key=lambda rate: rate["tflops"], default=None)
-        old = [rate["tflops"] for rate in timed if rate["config"] == row["now"]]
+        best = fastest(row)
+        old = [r["tflops"] for r in row["rates"] if r["tflops"] and r["config"] == row["now"]]
         rate, dense = best and best["tflops"], row["dense_tflops"]
         table.add_row(
             row["operator"],

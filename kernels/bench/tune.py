@@ -20,7 +20,7 @@ from ... import UserError
 from ..grouped_mlp.configs import OPERATORS, shape_class
 from ..targets import Target
 from . import accuracy
-from .candidates import candidates, describe, now
+from .candidates import candidates, describe, fastest, now
 from .cases import TOKENS, WIDTHS, Width, make
 from .products import Config, Operands, check, dense, draw, flops, launch, of_case
 from .run import Say, environment
@@ -161,16 +161,11 @@ def winners(timings: list[Row]) -> dict[str, dict[str, Config]]:
     found = {}
     for operator in dict.fromkeys(row["operator"] for row in timings):
         mine = [row for row in timings if row["operator"] == operator]
-        classes = {row["key"]: best for row in mine if (best := _fastest(row))}
+        classes = {row["key"]: best["config"] for row in mine if (best := fastest(row))}
         star = _steadiest(mine)
         if len(classes) == len(WIDTHS) and star:
             found[f"grouped_mlp.{operator}"] = {**classes, "*": star}
     return found
-
-
-def _fastest(row: Row) -> Config | None:
-    timed = [rate for rate in row["rates"] if rate["tflops"]]
-    return max(timed, key=lambda rate: rate["tflops"])["config"] if timed else None
 
 
 def _steadiest(rows: list[Row]) -> Config | None:
