@@ -179,13 +179,11 @@ def linear_kernel(
                 weight, expert, column, k, K, N, BLOCK_N, BLOCK_K, TRANSPOSED, DESCRIPTORS, EVEN
             )
             acc = tl.dot(a, b, acc, input_precision="ieee")
-        if SUBTILES == 1:
-            store_rows(out, acc, N, start, rows, column, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
-        else:
-            HALF: tl.constexpr = BLOCK_N // 2
-            left, right = halves(acc, BLOCK_M, HALF)
-            store_rows(out, left, N, start, rows, column, N, BLOCK_M, HALF, DESCRIPTORS)
-            store_rows(out, right, N, start, rows, column + HALF, N, BLOCK_M, HALF, DESCRIPTORS)
+        WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+        parts = pieces(acc, BLOCK_M, WIDTH, SUBTILES)
+        for i in tl.static_range(SUBTILES):
+            at = column + i * WIDTH
+            store_rows(out, parts[i], N, start, rows, at, N, BLOCK_M, WIDTH, DESCRIPTORS)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..order import locate, program_index
-from ..split import halves
+from ..split import pieces
 from .tiles import load_block, load_group_rows, load_zeroed
 
 
@@ -64,25 +64,13 @@ def weight_gradient_kernel(
                 a = load_zeroed(left + at * M, M, size - whole, row, M, BLOCK_K, BLOCK_M)
                 b = load_zeroed(right + at * N, N, size - whole, column, N, BLOCK_K, BLOCK_N)
                 acc = tl.dot(a.T, b, acc, input_precision="ieee")
-        if SUBTILES == 1:
-            _store(out, acc, expert, row, column, M, N, BLOCK_M, BLOCK_N, DESCRIPTORS, ACCUMULATE)
-        else:
-            HALF: tl.constexpr = BLOCK_N // 2
-            first, second = halves(acc, BLOCK_M, HALF)
-            _store(out, first, expert, row, column, M, N, BLOCK_M, HALF, DESCRIPTORS, ACCUMULATE)
+        WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+        parts = pieces(acc, BLOCK_M, WIDTH, SUBTILES)
+        for i in tl.static_range(SUBTILES):
             _store(
-                out,
-                second,
-                expert,
-                row,
-                column + HALF,
-                M,
-                N,
-                BLOCK_M,
-                HALF,
-                DESCRIPTORS,
-                ACCUMULATE,
-            )
+                out, parts[i], expert, row, column + i * WIDTH, M, N,
+                BLOCK_M, WIDTH, DESCRIPTORS, ACCUMULATE,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ..order import locate, program_index
-from ..split import halves
+from ..split import pieces
 
 
 @triton.jit
@@ -192,18 +192,12 @@ def product_kernel(
         acc *= beta
         if factors is not None:
             acc *= tl.load(factors + matrix)
-        if SUBTILES == 1:
+        parts = pieces(acc, BLOCK_M, PIECE, SUBTILES)
+        for i in tl.static_range(SUBTILES):
             _finish(
-                acc, addend, out, matrix, row, column, M, N, alpha, gamma,
+                parts[i], addend, out, matrix, row, column + i * PIECE, M, N, alpha, gamma,
                 BLOCK_M, PIECE, SYMMETRIC, TRANSPOSED, DESCRIPTORS,
             )  # fmt: skip
-        else:
-            pair = halves(acc, BLOCK_M, PIECE)
-            for half in tl.static_range(2):
-                _finish(
-                    pair[half], addend, out, matrix, row, column + half * PIECE, M, N, alpha, gamma,
-                    BLOCK_M, PIECE, SYMMETRIC, TRANSPOSED, DESCRIPTORS,
-                )  # fmt: skip
 
 
 @triton.jit
