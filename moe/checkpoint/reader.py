@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,10 @@ from safetensors import SafetensorError, safe_open
 from ... import UserError
 from . import folder as disk
 from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, digest, parse
+from .source import TensorInfo
 
 HASH_THREADS = min(8, os.cpu_count() or 1)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a checkpoint says of one logical tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 class Reader:
