@@ -15,7 +15,7 @@ Call = Callable[[], object]
 
 MIN_SAMPLES = 5
 MAX_SAMPLES = 200
-BURST_S = {"cuda": 1e-3, "cpu": 2e-4}
+BURST_S = {"cuda": 4e-3, "cpu": 2e-4}
 """Of a sample: an event costs the stream some 2 us, a reading of the CPU's clock 0.1 us."""
 WARM_UP_S = 0.05
 
