@@ -1,0 +1,1 @@
+"""Faults on purpose: scenarios, their injector, and what a run made of them."""

@@ -1,0 +1,1 @@
+"""Reads checkpoints that DeepSpeed, Megatron-Core and torch DCP wrote of our models."""

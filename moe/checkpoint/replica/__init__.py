@@ -1,0 +1,1 @@
+"""Copies of the newest checkpoint in the memory of other nodes."""

@@ -1,0 +1,1 @@
+"""Writes a checkpoint again for another layout: plan, run, compare."""
