@@ -83,14 +83,21 @@ class Reader:
             self._fill(name, entry, piece, offset, out)
         return result
 
-    def read_into(self, name: str, offset: int, out: np.ndarray) -> None:
+    def read_into(self, name: str, offset: int, out: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
         """Fill `out` (unsigned integers of the element's size) from element `offset` on.
 
-        Unlike `read` it hashes nothing: the caller checks the pieces' SHA-256.
+        Unlike `read` it hashes nothing. The caller gets each piece that was read and what it gave,
+        in the piece's own order, and checks the SHA-256 when it has all of the piece.
         """
         entry = self.entry(name)
-        for piece in self._meeting(entry, offset, offset + len(out)):
-            self._fill(name, entry, piece, offset, out)
+        meeting = self._meeting(entry, offset, offset + len(out))
+        return [(piece, self._fill(name, entry, piece, offset, out)) for piece in meeting]
+
+    def check(self, name: str) -> None:
+        """Hash the tensor's pieces where that was not done. Raises UserError on damage."""
+        entry = self.entry(name)
+        for piece in entry.pieces:
+            self._check(name, entry, piece)
 
     def entry(self, name: str) -> TensorEntry:
         """What the manifest says of a tensor. Raises UserError for one that it lacks."""
@@ -148,11 +155,9 @@ class Reader:
 
     def _fill(
         self, name: str, entry: TensorEntry, piece: Piece, first: int, out: np.ndarray
-    ) -> None:
-        """Put the piece's elements inside [first, first + len(out)) into `out`."""
+    ) -> np.ndarray:
+        """Put the piece's elements inside [first, first + len(out)) into `out`; they alone."""
         begin, end = below(piece, first), below(piece, first + len(out))
-        if begin == end:
-            return
         if piece.rows == 1:
             at = piece.offset + begin - first
             data = out[at : at + end - begin]
@@ -161,6 +166,7 @@ class Reader:
         self._pread(name, entry, piece, begin * entry.itemsize, data.view(np.uint8).data)
         if piece.rows > 1:
             scatter(piece, first, out, data)
+        return data
 
     def _pread(
         self, name: str, entry: TensorEntry, piece: Piece, begin: int, out: memoryview
