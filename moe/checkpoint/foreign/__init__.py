@@ -1,5 +1,6 @@
 """Checkpoints of any format that we know, behind one protocol."""
 
+import re
 from pathlib import Path
 
 from .... import UserError
@@ -8,6 +9,10 @@ from .. import folder as disk
 from ..reader import Reader
 from ..source import Source
 
+ITERATION = "latest_checkpointed_iteration.txt"
+POINTERS = ("latest", "latest_universal", ITERATION)
+"""Files of DeepSpeed and Megatron that name the newest checkpoint beside them."""
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 KNOWN = "moelstrom, torch DCP, DeepSpeed ZeRO or universal, Megatron torch_dist"
 
 
@@ -27,8 +32,34 @@ def open_source(folder: Path | str, model: ModelConfig | None = None) -> Source:
         raise UserError(f"{path}: no such folder: give one that holds a checkpoint")
     if (path / disk.MANIFEST).exists() or (path / disk.MARKER).exists():
         return Reader(path)
+    for pointer in POINTERS:
+        if (path / pointer).is_file():
+            return open_source(_follow(path / pointer), model)
+    return _open_foreign(path, model)
+
+
+def _open_foreign(path: Path, model: ModelConfig | None) -> Source:
     if (path / ".metadata").exists():
         from .dcp import open_dcp
 
         return open_dcp(path, model)
+    from .deepspeed import is_deepspeed, open_deepspeed
+    from .universal import is_universal, open_universal
+
+    if is_universal(path):
+        return open_universal(path, model)
+    if is_deepspeed(path):
+        return open_deepspeed(path, model)
     raise UserError(f"{path}: no checkpoint of a known format: give a folder of {KNOWN}")
+
+
+def _follow(pointer: Path) -> Path:
+    """The folder that a file such as `latest` names, beside it."""
+    name = pointer.read_bytes()[:300].decode(errors="replace").strip()
+    if pointer.name == ITERATION and name.isdigit():
+        name = f"iter_{int(name):07d}"
+    if not PLAIN.fullmatch(name) or not (pointer.parent / name).is_dir():
+        raise UserError(
+            f"{pointer}: it names {name!r}, which is no folder beside it: give the checkpoint's own"
+        )
+    return pointer.parent / name

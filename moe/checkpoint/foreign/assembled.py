@@ -63,6 +63,11 @@ class Assembly:
     ) -> None:
         """Elements [start, start + numel) of the flattened parameter `name` (all experts) are those
         of `values` from `at` on."""
+        if not (0 <= start <= start + numel <= self.wanted.numel(name) and at >= 0):
+            raise UserError(
+                f"{self.folder}: elements [{start}, {start + numel}) of {name}, which has "
+                f"{self.wanted.numel(name)} in the model of the config: give its run's config"
+            )
         for logical, first, last in overlaps(self.wanted.logicals(name), start, numel):
             begin = at + logical.start + first - start
             self.add_logical(prefix, logical, Part(first, last - first, values, begin))
@@ -129,8 +134,8 @@ class Assembly:
             end = part.end
         if end != numel:
             raise UserError(
-                f"{self.folder}: {key} has {end} of {numel} elements: a file is missing, or the "
-                "config is another model's"
+                f"{self.folder}: {key} has {end} of {numel} elements: restore the missing "
+                "file, or give the config of the run that wrote it"
             )
         self._parts[key] = parts
 

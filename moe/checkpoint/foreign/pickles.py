@@ -35,6 +35,7 @@ INERT = {
     ("pathlib", "PurePosixPath"),
     ("pathlib._local", "PosixPath"),
     ("signal", "Signals"),
+    ("torch", "Tensor"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
     *(
@@ -87,12 +88,11 @@ class Loader(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
             ("torch.serialization", "_get_layout"): self._layout,
             ("_codecs", "encode"): self._encode,
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): torch.Size,
-            ("builtins", "set"): set,
-            ("builtins", "bytearray"): bytearray,
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -132,6 +132,10 @@ class Loader(pickle.Unpickler):
 
     def _parameter(self, data: Any, *_: Any) -> Any:
         return data
+
+    def _from_type(self, build: Any, kind: Any, args: tuple, state: Any) -> Any:
+        """A tensor with attributes of its own, which are left out."""
+        return build(*args)
 
     def _layout(self, name: str) -> str:
         return name
