@@ -1,7 +1,7 @@
 """The parameters of each rank of a layout: their shapes, and their elements' canonical names."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from types import SimpleNamespace
@@ -26,13 +26,15 @@ class LocalParameter:
 
     `tensor` has its local shape and marks, and no data. `slabs` are its elements in the order of
     its memory, under canonical names. `writes`: whether this rank speaks for its copy where other
-    tensor- or pipeline-parallel ranks hold the same.
+    tensor- or pipeline-parallel ranks hold the same. `shared`: whether another pipeline stage
+    holds it too.
     """
 
     name: str
     tensor: nn.Parameter
     slabs: tuple[Slab, ...]
     writes: bool
+    shared: bool = False
 
     @cached_property
     def starts(self) -> list[int]:
@@ -53,14 +55,18 @@ def skeleton(config: ModelConfig) -> Model:
 
 def dense_parameters(model: Model, target: Target, stage: int, rank: int) -> list[LocalParameter]:
     """What every replica of tensor-parallel `rank` of the pipeline `stage` holds, in the order of
-    the model, without experts."""
+    the model, without experts, and without what it got no element of.
+
+    Megatron takes experts for dense parameters where no rank shares them out.
+    """
     found = []
     for name, p in model.named_parameters():
         stages = stages_of(name, model.config, target)
-        if not is_expert(p) and stage in stages:
+        if stage in stages and not _apart(p, target):
             local = _localise(name, p, model.config, target, rank)
-            found += _held(local, writes=stage == stages[0])
-    return found
+            writes = local.writes and stage == stages[0]
+            found.append(replace(local, writes=writes, shared=len(stages) > 1))
+    return [p for p in found if p.slabs]
 
 
 def expert_parameters(
@@ -69,9 +75,9 @@ def expert_parameters(
     """The same for the stacked experts of one expert-parallel rank."""
     found = []
     for name, p in model.named_parameters():
-        if is_expert(p) and stage in stages_of(name, model.config, target):
+        if stage in stages_of(name, model.config, target) and _apart(p, target):
             stack = _stack(p, target.ep, ep_rank)
-            found += _held(_localise(name, stack, model.config, target, rank), writes=True)
+            found.append(_localise(name, stack, model.config, target, rank))
     return found
 
 
@@ -84,6 +90,10 @@ def stages_of(name: str, config: ModelConfig, target: Target) -> list[int]:
     if name == "embedding":
         return [0, last] if config.tie_embeddings and last else [0]
     return [last]
+
+
+def _apart(parameter: nn.Parameter, target: Target) -> bool:
+    return is_expert(parameter) and not (target.engine == "megatron" and target.ep == 1)
 
 
 def _stack(parameter: nn.Parameter, ep: int, ep_rank: int) -> nn.Parameter:
@@ -116,10 +126,3 @@ def _like(parameter: nn.Parameter, shape: tuple[int, ...], **marks: Any) -> nn.P
     result.__dict__.update(parameter.__dict__)
     result.__dict__.update(marks)
     return result
-
-
-def _held(local: LocalParameter, writes: bool) -> list[LocalParameter]:
-    """Nothing where the rank got no element of it."""
-    if not local.slabs:
-        return []
-    return [LocalParameter(local.name, local.tensor, local.slabs, local.writes and writes)]

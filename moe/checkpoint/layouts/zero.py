@@ -40,7 +40,7 @@ def share(
     elif target.engine == "deepspeed":
         owned = _deepspeed(held, members, target, optimizer)
     elif optimizer.name == "muon":
-        owned = _layer_wise(held, members)
+        owned = _layer_wise(held, members, optimizer)
     else:
         owned = _megatron(held, members)
     shares: list[list[Run]] = [[] for _ in range(members)]
@@ -90,13 +90,18 @@ def _deepspeed(
 
 
 def _megatron(held: list[LocalParameter], members: int) -> Iterator[tuple[int, Run]]:
-    """The distributed optimizer: one buffer, from the last parameter to the first, cut evenly."""
-    placed, total = _end_to_end(reversed(held), MEGATRON_START)
-    whole = _up(total, math.lcm(members, MEGATRON_END))
-    yield from _even(placed, whole // members)
+    """The distributed optimizer: one buffer, from the last parameter to the first, cut evenly. An
+    embedding that two stages hold has a buffer of its own, so that both cut it alike."""
+    alone = [p for p in held if p.shared]
+    for buffer in ([p for p in reversed(held) if not p.shared], alone):
+        placed, total = _end_to_end(buffer, MEGATRON_START)
+        whole = _up(total, math.lcm(members, MEGATRON_END))
+        yield from _even(placed, whole // members)
 
 
-def _layer_wise(held: list[LocalParameter], members: int) -> Iterator[tuple[int, Run]]:
+def _layer_wise(
+    held: list[LocalParameter], members: int, optimizer: OptimizerConfig
+) -> Iterator[tuple[int, Run]]:
     """Megatron's optimizer for Muon: whole tensors, by size, dealt to the ranks there and back."""
     tensors = [
         Run(p, at * numel, numel)
@@ -104,7 +109,11 @@ def _layer_wise(held: list[LocalParameter], members: int) -> Iterator[tuple[int,
         for numel in [math.prod(p.tensor.shape[-2:])]
         for at in range(p.tensor.numel() // numel)
     ]
-    for i, run in enumerate(sorted(tensors, key=lambda run: run.numel)):
+
+    def order(run: Run) -> tuple[int, bool]:
+        return run.numel, rule(run.parameter.name, run.parameter.tensor, optimizer) != "muon"
+
+    for i, run in enumerate(sorted(tensors, key=order)):
         turn, at = divmod(i, members)
         yield (members - 1 - at if turn % 2 else at), run
 
