@@ -63,6 +63,16 @@ class Reader:
         entries = self._manifest.tensors.values()
         return sum(entry.numel * entry.itemsize for entry in entries)
 
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return dict(self._manifest.files)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of all tensors."""
+        return sum(len(entry.pieces) for entry in self._manifest.tensors.values())
+
     def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
         """Elements [offset, offset + numel) of the flattened tensor, as a new 1-D CPU tensor.
 

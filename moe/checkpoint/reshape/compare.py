@@ -1,5 +1,6 @@
 """Two checkpoints of any layouts and formats, tensor by tensor."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,12 @@ def hashes(source: Source, readers: int, progress: Progress | None = None) -> di
             if progress:
                 progress(done, total)
     return found
+
+
+def state_hash(source: Source, by_tensor: dict[str, str]) -> str:
+    """One SHA-256 of every tensor's name, kind and logical hash: two equal states have the same."""
+    lines = (f"{name} {_kind(source, name)} {by_tensor[name]}\n" for name in sorted(by_tensor))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def differences(

@@ -21,8 +21,8 @@ from .tensorpass import TensorPass
 DEFAULT_MEMORY = 2**30
 BUFFERS = 3
 """Of one chunk each, that a reader fills at once: logical order, a source piece, a target part."""
-SMALLEST, LARGEST = 2**16, 2**21
-"""Bytes of a chunk; larger ones leave the processor's caches."""
+SMALLEST, LARGEST = 2**16, 2**19
+"""Bytes of a chunk; writes of 2 MiB cost twice as much as these."""
 PROBE = 2**26
 
 
