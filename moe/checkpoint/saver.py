@@ -62,6 +62,7 @@ class Saver:
         self._behind = False
         self._turn: Turn | None = None
         self._started = self._stall_ms = 0.0
+        self._returned = threading.Event()
         self._preparing: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -94,11 +95,13 @@ class Saver:
         device = next((shard.data.device for shard in shards if shard.data.is_cuda), None)
         turn = self._turn = Turn(device)
         self._thread = threading.Thread(target=self._run, args=(job, later, turn))
-        self._stall_ms = _since(self._started) * 1e3
+        self._returned.clear()
         self._thread.start()
         if not self._asynchronous:
             self.wait()
-        return _since(self._started) * 1e3
+        self._stall_ms = _since(self._started) * 1e3
+        self._returned.set()
+        return self._stall_ms
 
     def settle(self) -> None:
         """Wait for the copies that a save still makes; then everything may be written."""
@@ -162,8 +165,11 @@ class Saver:
             self._report(job.step, nbytes, _since(began))
 
     def _report(self, step: int, nbytes: int, write_s: float) -> None:
-        stall_ms = self._stall_ms if self._asynchronous else _since(self._started) * 1e3
-        event = {"kind": "checkpoint", "step": step, "stall_ms": stall_ms}
+        if self._asynchronous:
+            self._returned.wait()
+        else:
+            self._stall_ms = _since(self._started) * 1e3
+        event = {"kind": "checkpoint", "step": step, "stall_ms": self._stall_ms}
         try:
             self._log({**event, "write_s": write_s, "bytes": nbytes})
         except Exception as error:
