@@ -173,5 +173,8 @@ class CheckpointConfig(Section):
     interval: NonNegative = 100
     """Steps between saves (0: only at the end)."""
     keep: Positive = 3
+    load: str = ""
+    """A checkpoint to start from while `path` has none: of another run, or of a format that is read
+    (see `moelstrom ckpt`). Without optimizer state in it, its weights are the start of step 0."""
     asynchronous: bool = True
     """Write to disk behind the training steps."""
