@@ -93,12 +93,12 @@ def train(
         _dry_run(run, as_json)
         return
     console = Console()
-    resolved = _prepare(run)
+    resolved = prepare(run)
     try:
         if run.cluster.launcher == "none":
             finished = _train_here(run, console)
         else:
-            finished = _ended(run, _train_under_ray(run, resolved, console))
+            finished = _ended(run, train_under_ray(run, resolved, console))
     except KeyboardInterrupt:
         print("interrupted; the last complete checkpoint stays", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -116,7 +116,7 @@ def _check_launcher(run: RunConfig) -> None:
         )
 
 
-def _prepare(run: RunConfig) -> Path:
+def prepare(run: RunConfig) -> Path:
     """Meet every mistake in what the run reads and writes before a worker starts; returns the
     file of the config that the workers read. They leave it in the run's folder when they have
     resumed: a config that does not fit the checkpoint must not take the place of the one that
@@ -182,7 +182,7 @@ def _train_here(run: RunConfig, console: Console) -> bool:
                 continue
 
 
-def _train_under_ray(
+def train_under_ray(
     run: RunConfig, resolved: Path, console: Console, watch: OnEvent | None = None
 ) -> Outcome:
     """Run the workers; `watch` hears every event beside the display."""

@@ -116,4 +116,9 @@ def process_group(device: torch.device, timeout_s: float | None = None) -> Itera
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # On a busy machine torch and the interpreter take seconds to end, without a beat: a supervisor
+    # would take that for a stopped process, and start a finished run again.
+    os._exit(code)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launch_runs import final_state, losses, make_dataset, run_worker, write_config
+from launch_runs import final_state, losses, make_dataset, run_here, run_worker, write_config
 
 from moelstrom import UserError
-from moelstrom.cluster.events import EventWriter
-from moelstrom.launch.config import HealthConfig, load
+from moelstrom.launch.config import HealthConfig
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader
 from moelstrom.launch.health import (
@@ -25,7 +24,6 @@ from moelstrom.launch.health import (
     record_rollback,
 )
 from moelstrom.launch.log import read
-from moelstrom.launch.worker import run
 from moelstrom.moe.checkpoint.folder import step_folder
 
 
@@ -122,7 +120,7 @@ def train_on(config: Path) -> int:
     """Train on one rank here, again after each roll-back; returns how many there were."""
     for starts in range(10):
         try:
-            assert run(load(str(config)), [], EventWriter(None))
+            assert run_here(config)
             return starts
         except RollBackError:
             continue
