@@ -26,9 +26,8 @@ def events(config: Path) -> list[dict[str, Any]]:
 def test_steps_and_phases_are_announced(tmp_path: Path) -> None:
     sections = {"layout": {"dp": 1, "ep": 1}, "steps": 4, "checkpoint": {"interval": 2}}
     data = make_dataset(tmp_path)
-    found = events(
-        write_config(tmp_path, data, tmp_path / "run", **sections, evaluation=evaluation)
-    )
+    evaluation = {"evaluation": {"interval": 3, "batches": 1}}
+    found = events(write_config(tmp_path, data, tmp_path / "run", **sections, **evaluation))
     told = [
         (e["kind"], e.get("name", e.get("step"))) for e in found if e["kind"] in ("phase", "step")
     ]
