@@ -173,7 +173,8 @@ class Training:
     def _load(self, reader: Reader) -> None:
         _check_same_model(reader.meta["model"], self.model_config)
         self.engine.import_state(reader)
-        self.loader.load_state(reader.meta["data"])
+        if reader.meta["data"] is not None:  # imported weights have read nothing yet
+            self.loader.load_state(reader.meta["data"])
         prefix = f"rng/{self.groups.dp.rank}"
         if f"{prefix}/cpu" in reader.tensors:
             torch.set_rng_state(reader.read(f"{prefix}/cpu"))

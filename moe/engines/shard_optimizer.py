@@ -6,6 +6,7 @@ from torch import nn
 from ..checkpoint.reader import Reader
 from ..checkpoint.state import Shard
 from ..config import OptimizerConfig
+from ..naming import has_optimizer
 from ..optim.muon import Muon
 from ..optim.rules import decays, matrix_shape
 from .bucket import Bucket
@@ -68,7 +69,7 @@ class ShardOptimizer:
     def load(self, reader: Reader, steps_done: int) -> None:
         """Read what `export` names and publish the weights; collective over the team."""
         self.bucket.load(reader, "model", self.bucket.master)
-        for key, values in self.state.items():
+        for key, values in self.state.items() if has_optimizer(reader) else ():
             self.bucket.load(reader, f"{self.bucket.rule}/{key}", values)
         for state in self.optimizer.state.values():
             if "step" in state:
