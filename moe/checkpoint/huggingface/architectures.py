@@ -18,6 +18,8 @@ from ..manifest import explain
 
 DEFAULT_THETA = {"mixtral": 1e6}
 """RoPE's base where a config.json has none; 10,000 for the others."""
+MAX_LAYERS = 2**14
+"""As in a run's config: layers are counted out one by one."""
 
 
 @dataclass(frozen=True)
@@ -218,10 +220,12 @@ def _moe_fields(config: dict[str, Any], found: Architecture) -> dict[str, Any]:
 def _pattern(config: dict[str, Any], found: Architecture) -> list[str]:
     """The shortest `model.pattern` that gives every layer its feed-forward kind."""
     layers, dense = config["num_hidden_layers"], set()
+    if layers > MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}, above {MAX_LAYERS}")
     if found is QWEN3_MOE:
         step = config.get("decoder_sparse_step", 1)
         dense = {i for i in range(layers) if (i + 1) % step}
         dense |= set(config.get("mlp_only_layers") or ())
     kinds = ["attention/dense" if i in dense else "attention/moe" for i in range(layers)]
-    periods = range(1, layers + 1)
-    return next((kinds[:p] for p in periods if (kinds[:p] * layers)[:layers] == kinds), kinds)
+    periods = (p for p in range(1, layers) if kinds[p:] == kinds[:-p])
+    return kinds[: next(periods, layers)]
