@@ -20,9 +20,31 @@ class ClusterConfig(BaseModel):
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement group strategy."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    heartbeat_timeout_s: Annotated[float, Field(ge=3)] = 30.0
+    """Restarts after faults within `restart_window_s`; one more fault ends the run. Roll-backs and
+    changes of size do not count."""
+    restart_window_s: Annotated[float, Field(ge=0)] = 3600.0
+    """0: the whole run."""
+    heartbeat_timeout_s: Annotated[float, Field(ge=2)] = 5.0
     """A worker process without a sign of life for this long (stopped, lost) is taken for dead."""
     progress_timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """A worker that lives but reports no step for this long (hung) is taken for dead."""
+    """A worker that lives but reports nothing for this long, also before its first step, is taken
+    for hung; a phase that it announces may take longer."""
+    hang_factor: Annotated[float, Field(gt=1)] = 10.0
+    """After three steps, a rank without a step for this many of its median steps is hung."""
+    hang_floor_s: Annotated[float, Field(gt=0)] = 5.0
+    """But never sooner than this."""
+    straggler_factor: Annotated[float, Field(gt=1)] = 1.5
+    """A rank is named when its own work takes this many times its peers' over 20 steps."""
+    elastic: bool = False
+    """After a loss, go on with fewer workers when the lost ones stay away; grow when they return.
+    The global batch stays, by gradient accumulation."""
+    min_workers: Annotated[int, Field(ge=1)] = 1
+    """The smallest elastic group."""
+    rejoin_wait_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long an elastic restart waits for room for all before it goes on smaller."""
+    spare_workers: Annotated[int, Field(ge=0)] = 0
+    """Workers' places to hold idle, on other nodes where possible: they replace lost ones."""
+    preempt_grace_s: Annotated[float, Field(ge=0)] = 60.0
+    """After SIGTERM the workers have this long to save and exit before they are killed."""
     env: dict[str, str] = {}
     """Extra environment of every worker."""

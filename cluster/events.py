@@ -1,17 +1,24 @@
 """How a worker process tells its supervisor what it does: JSON lines on an inherited pipe.
 
 This module runs inside the worker, so it imports nothing heavy and never ends the worker.
+
+Kinds that the supervisor understands: "step" (step, step_s, parts: seconds of it by stage), "phase"
+(name, limit_s: something longer than a step begins, which may take that long; the next step or
+phase ends it), "error" (message: why this rank will exit), "preempted" (step: saved after SIGTERM,
+exits 0). Every event counts as progress. "alive" is the beat.
 """
 
 import json
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Literal
 
 EVENTS_FD = "MOELSTROM_EVENTS_FD"
 """Environment variable that holds the file descriptor of the pipe."""
-BEAT_INTERVAL_S = 1.0
+BEAT_INTERVAL_S = 0.5
+Stage = Literal["data", "compute", "wait", "update", "save", "evaluate", "load", "compile", "idle"]
+"""What a rank does; `wait` is inside a collective."""
 
 
 class EventWriter:
@@ -21,6 +28,7 @@ class EventWriter:
         """Take ownership of the write end `fd` and start the liveness beat."""
         self._fd = fd
         self._lock = threading.Lock()
+        self._stage: tuple[Stage, int | None, float] = ("idle", None, time.monotonic())
         if fd is not None:
             threading.Thread(target=self._beat, args=(fd,), name="event-beat", daemon=True).start()
 
@@ -39,6 +47,10 @@ class EventWriter:
         """Whether a supervisor reads the events."""
         return self._fd is not None
 
+    def stage(self, name: Stage, step: int | None = None) -> None:
+        """Note what this rank does now, for the next beat; writes nothing."""
+        self._stage = (name, step, time.monotonic())
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Send one event with the present UNIX time; `fields` must be JSON values."""
         if self._fd is None:
@@ -48,7 +60,9 @@ class EventWriter:
 
     def _beat(self, fd: int) -> None:
         while self._fd == fd:
-            self.emit("alive")
+            name, step, since = self._stage
+            seconds = round(time.monotonic() - since, 3)
+            self.emit("alive", stage=name, step=step, stage_s=seconds)
             time.sleep(BEAT_INTERVAL_S)
 
     def _write(self, data: bytes) -> None:

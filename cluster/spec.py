@@ -11,6 +11,8 @@ OnEvent = Callable[[int | None, Event], None]
 
 USER_ERROR_EXIT = 2
 """Exit code of a worker that met a user's mistake: a restart would meet it again."""
+ROLLBACK_EXIT = 3
+"""Exit code of a worker that asks for a restart from an earlier checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,21 @@ class WorkerSpec:
     The worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK and NODE_RANK,
     MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS and MOELSTROM_RESTART (0 at first) in its
     environment. Ray shows each worker its own GPU only, so the device to use is
-    `LOCAL_RANK % device_count`.
+    `LOCAL_RANK % device_count`. On SIGTERM it saves, emits `preempted` and exits 0.
     """
 
     command: tuple[str, ...]
     world_size: int
     env: dict[str, str] = field(default_factory=dict)
+    world_sizes: tuple[int, ...] = ()
+    """Sizes that the program can run on, descending; the first, the default, is `world_size`."""
+
+    def __post_init__(self) -> None:
+        """Fill in the default. Raises ValueError when the sizes do not descend from world_size."""
+        sizes = self.world_sizes or (self.world_size,)
+        if sizes[0] != self.world_size or list(sizes) != sorted(set(sizes), reverse=True):
+            raise ValueError(f"world_sizes {sizes}: must descend from world_size {self.world_size}")
+        object.__setattr__(self, "world_sizes", sizes)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,9 @@ class Outcome:
 
     exit_code: int
     restarts: int
+    """How often the group was started again, for whatever reason."""
     message: str
     timeline: tuple[Event, ...]
     """Phases as `Timeline` records them."""
+    preempted: bool = False
+    """The workers saved and left on SIGTERM; the run is not finished."""

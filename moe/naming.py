@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .checkpoint.reader import Reader
+from .checkpoint.source import Source
 from .checkpoint.state import Shard
 
 
@@ -69,12 +69,17 @@ def to_shards(prefix: str, logicals: list[Logical], start: int, data: torch.Tens
 
 
 def fill(
-    reader: Reader, prefix: str, logicals: list[Logical], start: int, data: torch.Tensor
+    reader: Source, prefix: str, logicals: list[Logical], start: int, data: torch.Tensor
 ) -> None:
     """Read into `data` (1-D) what `to_shards` would name; the inverse of it."""
     for t, first, last in overlaps(logicals, start, data.numel()):
         at = t.start + first - start
         data[at : at + last - first].copy_(reader.read(f"{prefix}/{t.name}", first, last - first))
+
+
+def has_optimizer(reader: Source) -> bool:
+    """Whether the checkpoint holds any optimizer state; imported weights come without."""
+    return any(not name.startswith(("model/", "rng/")) for name in reader.tensors)
 
 
 def buffer_shards(model: nn.Module) -> list[Shard]:
@@ -85,7 +90,7 @@ def buffer_shards(model: nn.Module) -> list[Shard]:
     ]
 
 
-def fill_buffers(reader: Reader, model: nn.Module) -> None:
+def fill_buffers(reader: Source, model: nn.Module) -> None:
     """Read every buffer of the model."""
     for name, buffer in model.named_buffers():
         buffer.copy_(reader.read(f"model/{name}").view_as(buffer))

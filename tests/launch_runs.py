@@ -10,9 +10,12 @@ from typing import Any
 import torch
 import yaml
 
+from moelstrom.cluster.events import EventWriter
+from moelstrom.launch.config import load
 from moelstrom.launch.data.prepare import prepare
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.log import read
+from moelstrom.launch.worker import run
 from moelstrom.moe.checkpoint.folder import step_folder
 from moelstrom.moe.checkpoint.reader import verify
 
@@ -68,9 +71,15 @@ def run_worker(config: Path, ranks: int = 1) -> "subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+def run_here(config: Path) -> bool:
+    """The worker as one rank in this process: quicker to start."""
+    return run(load(str(config)), [], EventWriter(None))
+
+
 def losses(output: Path) -> dict[int, float]:
     """Training loss of each step, as last logged."""
-    return {r["step"]: r["loss"] for r in read(output) if r["kind"] == "step"}
+    steps = (r for r in read(output) if r["kind"] == "step")
+    return {r["step"]: r["loss"] for r in steps if "loss" in r}
 
 
 def final_state(output: Path, step: int = STEPS) -> dict[str, torch.Tensor]:

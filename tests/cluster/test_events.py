@@ -53,3 +53,14 @@ def test_it_imports_nothing_heavy() -> None:
         "assert not {'ray', 'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_beats_carry_the_stage() -> None:
+    read_fd, write_fd = os.pipe()
+    writer = EventWriter(write_fd)
+    writer.stage("wait", 7)
+    with os.fdopen(read_fd, "rb") as pipe:
+        beats = [json.loads(pipe.readline()) for _ in range(3)]
+    assert {beat["kind"] for beat in beats} == {"alive"}
+    assert (beats[-1]["stage"], beats[-1]["step"]) == ("wait", 7)
+    assert 0.4 < beats[-1]["stage_s"] < 5

@@ -1,0 +1,71 @@
+"""Where a run starts: its own last checkpoint, another one that it was told to load, or nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .. import UserError
+from ..moe.checkpoint.folder import step_folder
+from ..moe.checkpoint.foreign import open_source
+from ..moe.checkpoint.reader import Reader, choose, latest
+from ..moe.checkpoint.source import Source
+from ..moe.config import CheckpointConfig, ModelConfig
+from ..moe.naming import has_optimizer
+
+
+class Weights:
+    """A checkpoint without optimizer state as the start of step 0."""
+
+    def __init__(self, source: Source) -> None:
+        self.folder, self.tensors, self.read = source.folder, source.tensors, source.read
+        self.step = 0
+        self.meta = {"model": source.meta.get("model")}
+
+
+def find_start(
+    config: CheckpointConfig, model: ModelConfig, note: Callable[[str], None]
+) -> Source | None:
+    """The checkpoint to start from, the same on every rank; None for a fresh start. Collective:
+    rank 0 verifies the run's own and chooses."""
+    step = -1
+    if dist.get_rank() == 0:
+        folder = choose(config.path, note)
+        step = Reader(folder).step if folder else -1
+    chosen = torch.tensor(step)
+    dist.broadcast(chosen, 0)
+    step = int(chosen.item())
+    if step >= 0:
+        return Reader(step_folder(Path(config.path), step))
+    return open_start(config.load, model) if config.load else None
+
+
+def open_start(load: str, model: ModelConfig) -> Source:
+    """The checkpoint `load` (of a folder of them the newest) of any format that is read; one
+    without optimizer state is the start of step 0.
+
+    Raises UserError for what is no checkpoint of this model.
+    """
+    try:
+        source = open_source(latest(load) or load, model)
+    except UserError as error:
+        raise UserError(f"checkpoint.load: {error}") from None
+    return source if has_optimizer(source) else Weights(source)
+
+
+def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:
+    """Raise UserError where the checkpoint's model, if it names one, is not this run's."""
+    present = model.model_dump(mode="json")
+    for field, value in present.items():
+        if saved is not None and saved.get(field) != value:
+            raise UserError(
+                f"model.{field}: the checkpoint has {saved.get(field)}, this run {value}; set it "
+                "back, or give the run another output folder"
+            )
+
+
+def random_seed(seed: int, rank: int, step: int) -> int:
+    """The seed of a rank that a checkpoint has no random state for: it had fewer ranks."""
+    return seed * 1_000_003 + step * 65_537 + rank
