@@ -16,8 +16,9 @@ from rich.console import Console
 
 from .. import UserError, __version__
 from ..cluster.events import EventWriter
-from ..cluster.spec import USER_ERROR_EXIT, Event, WorkerSpec
+from ..cluster.spec import USER_ERROR_EXIT, Event, OnEvent, Outcome, WorkerSpec
 from .bench_cli import app as bench_app
+from .chaos_cli import chaos
 from .config import RESOLVED, RunConfig, dump, load
 from .kernels_cli import app as kernels_app
 from .size_cli import size
@@ -36,6 +37,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(bench_app, name="bench")
 app.command()(size)
+app.command()(chaos)
 
 CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
 
@@ -93,12 +95,12 @@ def train(
         _dry_run(run, as_json)
         return
     console = Console()
-    resolved = _prepare(run)
+    resolved = prepare(run)
     try:
         if run.cluster.launcher == "none":
             _train_here(run, console)
         else:
-            _train_under_ray(run, resolved, console)
+            _check_outcome(run, train_under_ray(run, resolved, console))
     except KeyboardInterrupt:
         print("interrupted; the last complete checkpoint stays", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -115,7 +117,7 @@ def _check_launcher(run: RunConfig) -> None:
         )
 
 
-def _prepare(run: RunConfig) -> Path:
+def prepare(run: RunConfig) -> Path:
     """Meet every mistake in what the run reads and writes before a worker starts; returns the
     resolved config's file, which the workers read."""
     from .data.prepare import ensure_default, load_dataset
@@ -170,7 +172,10 @@ def _train_here(run: RunConfig, console: Console) -> None:
         run_worker(run, [display], EventWriter(None))
 
 
-def _train_under_ray(run: RunConfig, resolved: Path, console: Console) -> None:
+def train_under_ray(
+    run: RunConfig, resolved: Path, console: Console, watch: OnEvent | None = None
+) -> Outcome:
+    """Run the workers of the resolved config to their end; `watch` gets every event, too."""
     from ..cluster.supervisor import run_group
     from .progress import Display
 
@@ -179,9 +184,14 @@ def _train_under_ray(run: RunConfig, resolved: Path, console: Console) -> None:
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:
+            if watch is not None:
+                watch(rank, event)
             display(event)
 
-        outcome = run_group(spec, run.cluster, on_event=on_event, log_dir=run.folder / "workers")
+        return run_group(spec, run.cluster, on_event=on_event, log_dir=run.folder / "workers")
+
+
+def _check_outcome(run: RunConfig, outcome: Outcome) -> None:
     if outcome.exit_code == USER_ERROR_EXIT:
         raise UserError(outcome.message)
     if outcome.exit_code:

@@ -1,6 +1,7 @@
 """The training loop: knows data, engine and checkpoints, and nothing of how they work."""
 
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,11 @@ class Training:
         self.engine.build(build_model(self.model_config, self.groups, config.seed, recompute))
         self.saver = Saver(config.placed_checkpoint, dp.rank, dp.size, self._record)
         self._saved = self._resume()
+        self._chaos = None
+        if "MOELSTROM_CHAOS" in os.environ:
+            from .chaos.hook import Hook
+
+            self._chaos = Hook.from_env(dp.rank)
 
     def run(self) -> None:
         """Train to the last step, then save and evaluate."""
@@ -93,7 +99,10 @@ class Training:
 
     def _step(self) -> None:
         started = time.perf_counter()
-        metrics = self.engine.step(self.loader.next())
+        batches = self.loader.next()
+        if self._chaos:
+            self._chaos.before_step(self.engine.steps_done + 1, self.engine.model)
+        metrics = self.engine.step(batches)
         step = self.engine.steps_done
         check_finite(step, metrics)
         if self.log:
