@@ -12,6 +12,7 @@ from .recovery import PHASES, Recovery, Report, phase_summary
 REPORT, PICTURE = "report.json", "chaos.png"
 COLOURS = {"detect_s": "C3", "regroup_s": "C1", "load_s": "C4", "first_step_s": "C0"}
 NAMES = {phase: phase.removesuffix("_s").replace("_", " ") for phase in PHASES}
+NAMES["load_s"] = "start, load"
 
 
 def write(report: Report, folder: Path) -> list[Path]:
