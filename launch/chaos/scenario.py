@@ -121,6 +121,8 @@ class Draw(Section):
     weights: dict[str, Annotated[float, Field(ge=0)]] = WEIGHTS
     node: str = ""
     """The address of the one that node_lost cuts."""
+    lost_s: Seconds = 30.0
+    """How long it stays away."""
     cut: tuple[str, ...] = ()
     heal: tuple[str, ...] = ()
 
@@ -176,7 +178,7 @@ def _drawn(
     if "steps" in known:
         fields["steps"] = max(1, plan.spacing // 2)
     if "node" in known:
-        fields["node"] = plan.node
+        fields |= {"node": plan.node, "duration_s": plan.lost_s}
     return fields
 
 
