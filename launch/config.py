@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -47,6 +47,22 @@ class EvaluationConfig(Section):
     """Global batches of each domain."""
 
 
+class HealthConfig(Section):
+    """What happens at a step whose loss or gradient norm is no number, or jumps."""
+
+    nan: Literal["skip", "rollback", "stop"] = "rollback"
+    """`skip` leaves the update out; `rollback` starts again from the last checkpoint and passes
+    over the step's samples."""
+    spike: Literal["off", "skip", "rollback", "stop"] = "off"
+    spike_factor: Annotated[float, Field(gt=1)] = 4.0
+    """A loss or gradient norm above this many medians of the last `spike_window` good steps."""
+    spike_window: Positive = 64
+    max_skips: NonNegative = 10
+    """Skipped updates in a row; one more stops the run."""
+    max_rollbacks: NonNegative = 3
+    """Of the whole run; one more stops it."""
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -65,6 +81,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @property
@@ -96,11 +113,15 @@ def load(source: str, overrides: list[str] | None = None) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(str(path), error, RunConfig)) from None
-    problems = _unusable(config.model_dump())
-    problems = problems or [problem for check in CHECKS for problem in _ask(check, config)]
-    if problems:
-        raise UserError(join(str(path), problems))
+    found = _unusable(config.model_dump()) or problems(config)
+    if found:
+        raise UserError(join(str(path), found))
     return config
+
+
+def problems(config: RunConfig) -> list[str]:
+    """What does not fit together in a run whose sections are valid."""
+    return [problem for check in CHECKS for problem in _ask(check, config)]
 
 
 def find(source: str) -> Path:
@@ -210,6 +231,15 @@ def _check_engine(config: RunConfig) -> None:
         check(config.layout, config.engine, config.optimizer)
 
 
+def _check_elastic(config: RunConfig) -> None:
+    cluster, world = config.cluster, config.layout.world_size
+    if cluster.elastic and cluster.min_workers > world:
+        raise UserError(
+            f"cluster.min_workers: {cluster.min_workers} is above the {world} ranks of layout; "
+            "lower it, or raise layout.dp"
+        )
+
+
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _check_pattern,
     _check_environment,
@@ -218,5 +248,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _check_optimizer,
     _check_schedule,
     _check_engine,
+    _check_elastic,
 )
 """What no section can see alone; each raises UserError."""

@@ -173,5 +173,12 @@ class CheckpointConfig(Section):
     interval: NonNegative = 100
     """Steps between saves (0: only at the end)."""
     keep: Positive = 3
+    load: str = ""
+    """A checkpoint to start from while `path` has none: of another run, or of a format that is read
+    (see `moelstrom ckpt`). Without optimizer state in it, its weights are the start of step 0."""
     asynchronous: bool = True
     """Write to disk behind the training steps."""
+    retries: NonNegative = 3
+    """How often a save is tried again where the disk was full, failed or was read-only."""
+    retry_wait_s: Annotated[float, Field(ge=0)] = 5.0
+    """Pause before each new try; training goes on meanwhile."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .checkpoint.reader import Reader
+from .checkpoint.source import Source
 from .checkpoint.state import Shard
 
 
@@ -58,17 +58,18 @@ def overlaps(logicals: list[Logical], start: int, numel: int) -> Iterator[tuple[
 
 
 def to_shards(prefix: str, logicals: list[Logical], start: int, data: torch.Tensor) -> list[Shard]:
-    """Name the local elements [start, start + len(data)) of one parameter; `data` is 1-D."""
+    """Name the local elements [start, start + len(data)) of one parameter; `data` is 1-D, and only
+    the optimizer's update writes it."""
     shards = []
     for t, first, last in overlaps(logicals, start, data.numel()):
         at = t.start + first - start
         piece = data[at : at + last - first]
-        shards.append(Shard(f"{prefix}/{t.name}", t.shape, first, piece))
+        shards.append(Shard(f"{prefix}/{t.name}", t.shape, first, piece, steady=True))
     return shards
 
 
 def fill(
-    reader: Reader, prefix: str, logicals: list[Logical], start: int, data: torch.Tensor
+    reader: Source, prefix: str, logicals: list[Logical], start: int, data: torch.Tensor
 ) -> None:
     """Read into `data` (1-D) what `to_shards` would name; the inverse of it."""
     for t, first, last in overlaps(logicals, start, data.numel()):
@@ -84,7 +85,7 @@ def buffer_shards(model: nn.Module) -> list[Shard]:
     ]
 
 
-def fill_buffers(reader: Reader, model: nn.Module) -> None:
+def fill_buffers(reader: Source, model: nn.Module) -> None:
     """Read every buffer of the model."""
     for name, buffer in model.named_buffers():
         buffer.copy_(reader.read(f"model/{name}").view_as(buffer))

@@ -125,10 +125,10 @@ def curves(cases: list[Case], steps: int = 20) -> dict[Case, torch.Tensor]:
     return {case: curve(case, steps) for case in cases}
 
 
-def save(engine: Engine, path: Path) -> Reader:
+def save(engine: Engine, path: Path, meta: dict[str, int] | None = None) -> Reader:
     """Checkpoint the engine into the new folder `path` and open it; collective."""
     saver = Saver(CheckpointConfig(path=str(path)), dist.get_rank(), dist.get_world_size())
-    saver.save(engine.steps_done, engine.export_state(), {})
+    saver.save(engine.steps_done, engine.export_state(), meta or {})
     saver.close()
     folder = latest(path)
     assert folder is not None

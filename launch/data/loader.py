@@ -32,6 +32,7 @@ class Loader:
         self.vocab_size = self.dataset.vocab_size
         self.microbatches = microbatches(config.global_batch_size, config.micro_batch_size, dp_size)
         self._mixture = Mixture(_weights(config, self.dataset))
+        self._passed: list[tuple[int, int]] = []
         self._windows = {
             index: Windows(self.dataset.open(name, "train"), name, config.seq_len, seed)
             for index, name in enumerate(self.domains)
@@ -40,17 +41,42 @@ class Loader:
 
     def next(self) -> list[Batch]:
         """This rank's micro-batches of the next step, each [micro_batch_size, seq_len]."""
-        domains, numbers = self._mixture.take(self.config.global_batch_size)
+        domains, numbers = self._take(self.config.global_batch_size)
         rounds = (self.microbatches, self.dp_size, self.config.micro_batch_size)
         mine = (part.reshape(rounds)[:, self.dp_rank] for part in (domains, numbers))
         return [self._read(*pair) for pair in zip(*mine, strict=True)]
 
+    @property
+    def position(self) -> int:
+        """How many samples of the global order lie behind."""
+        return sum(self._mixture.counts)
+
+    def pass_over(self, ranges: list[tuple[int, int]]) -> None:
+        """Never read the samples [first, end) of the global order, for each range."""
+        self._passed = sorted(ranges)
+
+    def skip(self) -> None:
+        """Move to the next sample that `next` reads."""
+        for first, end in self._passed:
+            if first <= self.position < end:
+                self._mixture.take(end - self.position)
+
+    def _take(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        while samples:
+            self.skip()
+            ahead = [first - self.position for first, _ in self._passed if first > self.position]
+            run = min([samples, *ahead])
+            parts.append(self._mixture.take(run))
+            samples -= run
+        domains, numbers = zip(*parts, strict=True)
+        return np.concatenate(domains), np.concatenate(numbers)
+
     def state(self) -> dict[str, Any]:
         """Position in the global order, the same on every rank, and what that order hangs on."""
-        counts = self._mixture.counts
         return {
-            "samples": sum(counts),
-            "counts": dict(zip(self.domains, counts, strict=True)),
+            "samples": self.position,
+            "counts": dict(zip(self.domains, self._mixture.counts, strict=True)),
             **self._identity(),
         }
 

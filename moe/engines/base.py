@@ -1,13 +1,13 @@
 """The protocol that every engine fills, so that the loop above knows none of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from ..batch import Batch
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..model import Model
 
@@ -20,6 +20,7 @@ class StepMetrics:
     balancing losses that were added to it, `grad_norm` the global norm before clipping (each
     expert counted once), `lr` the rate applied. `expert_load` [layers, experts] counts the tokens
     that each expert of each MoE layer got in the global batch. `tokens` counts the global targets.
+    `skipped`: the update was not done. `leave`: some rank wants to stop after this step.
     """
 
     loss: float
@@ -28,6 +29,28 @@ class StepMetrics:
     lr: float
     tokens: int
     expert_load: torch.Tensor
+    skipped: bool = False
+    leave: bool = False
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class StepHooks:
+    """What the training loop decides in the middle of a step.
+
+    `accept` (loss, gradient norm) says whether to update; it is asked before anything changes and
+    must answer the same on every rank. None always updates, and saves a wait for the device.
+    `leave` says, late in the step, whether this rank wants to stop after it.
+    """
+
+    accept: Callable[[float, float], bool] | None = None
+    leave: Callable[[], bool] = _never
+
+
+NO_HOOKS = StepHooks()
 
 
 class Engine(Protocol):
@@ -35,6 +58,10 @@ class Engine(Protocol):
 
     model: Model
     steps_done: int
+    skipped: int
+    """Steps of `steps_done` whose update was refused: AdamW's own count leaves them out."""
+    before_update: Callable[[], None]
+    """Called in `step` before anything that `export_state` calls steady is written."""
 
     def setup(self, device: torch.device) -> None:
         """Prepare process groups and libraries; collective over all ranks."""
@@ -44,8 +71,12 @@ class Engine(Protocol):
         """Take a freshly initialised model; collective over all ranks."""
         ...
 
-    def step(self, microbatches: Sequence[Batch]) -> StepMetrics:
-        """Accumulate the micro-batches, update the parameters and the schedule."""
+    def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
+        """Accumulate the micro-batches, update the parameters and the schedule.
+
+        A step that `hooks.accept` refuses changes no weight, buffer or optimizer state; it counts
+        in `steps_done`.
+        """
         ...
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -56,7 +87,7 @@ class Engine(Protocol):
         """This rank's part of the canonical state; over all ranks every element comes once."""
         ...
 
-    def import_state(self, reader: Reader) -> None:
+    def import_state(self, reader: Source) -> None:
         """Load the canonical state and `steps_done` (the checkpoint's step); each rank reads only
         the ranges it holds."""
         ...

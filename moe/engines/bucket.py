@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..layout import Team
 from ..naming import fill, logical_tensors, to_shards
 from ..optim.rules import matrix_shape
+from ..stages import waiting
 
 # torch 2.13 renamed both and warns of the old names; 2.11 has only those.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -154,7 +155,8 @@ class Bucket:
             self.reduce()
         self._arrived = 0
         if self._work is not None:
-            self._work.wait()
+            with waiting():
+                self._work.wait()
             self._work = None
 
     def squared_norm(self) -> torch.Tensor:
@@ -171,10 +173,15 @@ class Bucket:
         whole = shard
         if self.sharded:
             whole = shard.new_empty(self.shards * self.size)
-            _all_gather(whole, shard, group=self.team.group)
+            with waiting():
+                _all_gather(whole, shard, group=self.team.group)
         for piece in self.pieces:
             flat = piece.parameter.view(-1)[piece.start : piece.start + piece.numel]
             flat.copy_(whole[piece.position : piece.position + piece.numel])
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the accumulated gradient."""
         self.gradient.zero_()
 
     def export(self, prefix: str, values: torch.Tensor) -> list[Shard]:
@@ -188,7 +195,7 @@ class Bucket:
         return shards
 
     @torch.no_grad()
-    def load(self, reader: Reader, prefix: str, values: torch.Tensor) -> None:
+    def load(self, reader: Source, prefix: str, values: torch.Tensor) -> None:
         """Read the elements that `export` names into `values`."""
         for piece, at in self.owned():
             logicals = logical_tensors(piece.name, piece.parameter)

@@ -3,17 +3,19 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ... import UserError
 from ..batch import Batch
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..config import EngineConfig, LayoutConfig, OptimizerConfig
 from ..layout import Groups
@@ -21,9 +23,11 @@ from ..model import Block, Model, ModelOutput
 from ..naming import buffer_shards, fill_buffers, is_expert, logical_tensors
 from ..optim.rules import decays, matrix_shape, rule
 from ..optim.schedule import learning_rate
+from ..stages import CLOCK, waiting
 from . import deepspeed_state as held_state
-from .base import StepMetrics
+from .base import NO_HOOKS, StepHooks, StepMetrics
 from .deepspeed_state import Named
+from .gate import Gate
 from .metrics import Tally, count_totals, evaluate
 from .options import EngineOptions
 from .shard_optimizer import STATE
@@ -80,12 +84,15 @@ class DeepSpeedEngine:
     """Lets DeepSpeed reduce the gradients, partition and update."""
 
     model: Model
+    before_update: Callable[[], None]
 
     def __init__(self, options: EngineOptions, groups: Groups) -> None:
         check(options.layout, options.engine, options.optimizer)
         self.options, self.groups = options, groups
         self.zero = options.layout.zero
-        self.steps_done = 0
+        self.steps_done = self.skipped = 0
+        self.before_update = lambda: None
+        self._gate = Gate()
 
     def setup(self, device: torch.device) -> None:
         """Import DeepSpeed for `device`."""
@@ -157,8 +164,8 @@ class DeepSpeedEngine:
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         c = self.options.optimizer
         if self.zero == 0:
-            return WholeOptimizer(groups, c, self.groups.ep)
-        return torch.optim.AdamW(groups, c.lr, c.betas, c.eps, fused=True)
+            return WholeOptimizer(groups, c, self.groups.ep, self._gate)
+        return self._gate.guard(torch.optim.AdamW(groups, c.lr, c.betas, c.eps, fused=True))
 
     def _config(self) -> dict[str, Any]:
         options = self.options
@@ -198,28 +205,51 @@ class DeepSpeedEngine:
                 step = torch.zeros((), device=h.master.device)
                 self._base.state[h.master] = {**state, "step": step}
 
-    def step(self, microbatches: Sequence[Batch]) -> StepMetrics:
+    def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
         """Accumulate the micro-batches, update the parameters and the schedule."""
         o = self.options
         totals = count_totals(microbatches, self.groups, self.device)
         lr = learning_rate(o.schedule, o.optimizer.lr, self.steps_done, o.steps)
         for group in self._base.param_groups:
             group["lr"] = lr
-        tally = Tally()
+        tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._engine.set_gradient_accumulation_boundary(i == len(microbatches) - 1)
             out = self._forward(batch.to(self.device))
             # DeepSpeed divides every sum of gradients, experts' too, by all ranks.
             self._engine.backward(totals.loss(out) * self.groups.dp.size)
             tally.add(out)
-        self._engine.step()
+        tally.reduce(self.groups, hooks.leave())
+        applied = self._update(hooks, tally)
         self.steps_done += 1
-        return tally.finish(totals, self.model, self.groups, self._norm(), lr)
+        self.skipped += not applied
+        return tally.finish(self.model, self._norm(), lr, applied)
+
+    def _update(self, hooks: StepHooks, tally: Tally) -> bool:
+        """DeepSpeed's step; False if it was refused, or if DeepSpeed itself dropped it for a norm
+        that is not finite."""
+        if hooks.accept is not None:
+            accept, loss = hooks.accept, tally.loss()
+            self._gate.close(lambda: accept(loss, self._norm()))
+        self.before_update()
+        with CLOCK.stage("update"):
+            self._engine.step()
+        return self._gate.open() and not self._dropped
+
+    @property
+    def _dropped(self) -> bool:
+        """Whether DeepSpeed gave up the last step because its norm was not finite."""
+        return getattr(self._engine.optimizer, "overflow", False)
 
     def _norm(self) -> float:
-        if isinstance(self._base, WholeOptimizer):
-            return self._base.norm.item()
-        return float(self._engine.get_global_grad_norm())
+        """Rank 0's: DeepSpeed's ranks compute it each for itself."""
+        if self._dropped:
+            return math.inf
+        norm: Any = self._engine.optimizer._global_grad_norm if self.zero else self._base.norm  # type: ignore[attr-defined]
+        value = torch.as_tensor(norm, dtype=torch.float64, device=self.device)
+        with waiting():
+            dist.broadcast(value, 0, group=self.groups.dp.group)
+            return value.item()
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
@@ -235,10 +265,10 @@ class DeepSpeedEngine:
             shards += buffer_shards(self.model)
         return shards
 
-    def import_state(self, reader: Reader) -> None:
+    def import_state(self, reader: Source) -> None:
         """Load the canonical state; each rank reads only the ranges it holds."""
-        self.steps_done = reader.step
-        held_state.load(self._held, self._base, reader)
+        self.steps_done, self.skipped = reader.step, reader.meta.get("skipped", 0)
+        held_state.load(self._held, self._base, reader, self.steps_done - self.skipped)
         held_state.publish(self._held, self._engine.optimizer, self.zero)
         fill_buffers(reader, self.model)
 

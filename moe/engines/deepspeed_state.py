@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..naming import Logical, fill, to_shards
 
@@ -91,14 +91,14 @@ def export(held: list[Held], base: torch.optim.Optimizer) -> list[Shard]:
 
 
 @torch.no_grad()
-def load(held: list[Held], base: torch.optim.Optimizer, reader: Reader) -> None:
-    """Read what `export` names, and the step that AdamW's bias correction needs."""
+def load(held: list[Held], base: torch.optim.Optimizer, reader: Source, updates: int) -> None:
+    """Read what `export` names; `updates` is the count that AdamW's bias correction needs."""
     for h in held:
         for prefix, values in h.tensors(base.state[h.master]):
             fill(reader, prefix, h.named.logicals, h.start, values)
     for state in base.state.values():
         if "step" in state:
-            state["step"].fill_(reader.step)
+            state["step"].fill_(updates)
 
 
 @torch.no_grad()

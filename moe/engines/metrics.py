@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ..batch import IGNORE, Batch
 from ..layout import Groups
 from ..model import Model, ModelOutput
+from ..stages import CLOCK, waiting
 from .base import StepMetrics
 
 
@@ -34,14 +35,16 @@ def count_totals(batches: Sequence[Batch], groups: Groups, device: torch.device)
     targets = sum(int((b.targets != IGNORE).sum()) for b in batches)
     sequences = sum(b.tokens.shape[0] for b in batches)
     counts = torch.tensor([targets, sequences], device=device)
-    dist.all_reduce(counts, group=groups.dp.group)
-    return Totals(*(max(n, 1) for n in counts.tolist()))
+    with waiting():
+        dist.all_reduce(counts, group=groups.dp.group)
+        return Totals(*(max(n, 1) for n in counts.tolist()))
 
 
 class Tally:
     """Adds up the outputs of a step's micro-batches without waiting for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
         self._sums: torch.Tensor | None = None
         self._shape = torch.Size()
 
@@ -52,25 +55,48 @@ class Tally:
         self._shape = out.counts.shape
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def reduce(self, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(loss sum, aux sum, counts [layers, E]) over all ranks, on the device; collective."""
+    def reduce(
+        self, groups: Groups, leave: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(loss sum, aux sum, counts [layers, E]) over all ranks, on the device, and how many want
+        to `leave`; collective."""
         assert self._sums is not None
-        dist.all_reduce(self._sums, group=groups.dp.group)
-        return self._sums[0], self._sums[1], self._sums[2:].view(self._shape).long()
+        # Made by a kernel: a copy from the host would wait for the device.
+        wish = torch.full_like(self._sums[:1], float(leave))
+        self._sums = torch.cat([wish, self._sums])
+        with waiting():
+            dist.all_reduce(self._sums, group=groups.dp.group)
+        return self._sums[1], self._sums[2], self._counts()
 
-    def finish(
-        self, totals: Totals, model: Model, groups: Groups, norm: float, lr: float
-    ) -> StepMetrics:
-        """End a step: sum over all ranks, move the routers' biases, report; collective."""
-        loss, aux, counts = self.reduce(groups)
-        model.update_router_bias(counts)
+    def _counts(self) -> torch.Tensor:
+        assert self._sums is not None
+        return self._sums[3:].view(self._shape).long()
+
+    def loss(self) -> float:
+        """The mean loss of the global batch, after `reduce`; waits for the device."""
+        assert self._sums is not None
+        with waiting():
+            return self._sums[1].item() / self._totals.targets
+
+    def finish(self, model: Model, norm: float, lr: float, applied: bool) -> StepMetrics:
+        """End a step after `reduce`: move the routers' biases if it was `applied`, report."""
+        assert self._sums is not None
+        counts = self._counts()
+        if applied:
+            with CLOCK.stage("update"):
+                model.update_router_bias(counts)
+        with waiting():
+            wishes, loss, aux = self._sums[:3].tolist()
+            load = counts.cpu()
         return StepMetrics(
-            loss=loss.item() / totals.targets,
-            aux_loss=aux.item() / totals.sequences,
+            loss=loss / self._totals.targets,
+            aux_loss=aux / self._totals.sequences,
             grad_norm=norm,
             lr=lr,
-            tokens=totals.targets,
-            expert_load=counts.cpu(),
+            tokens=self._totals.targets,
+            expert_load=load,
+            skipped=not applied,
+            leave=wishes > 0,
         )
 
 
@@ -84,6 +110,7 @@ def evaluate(
         moved = batch.to(device)
         sums[0] += model(moved).loss_sum
         sums[1] += (moved.targets != IGNORE).sum()
-    dist.all_reduce(sums, group=groups.dp.group)
-    loss, count = sums.tolist()
+    with waiting():
+        dist.all_reduce(sums, group=groups.dp.group)
+        loss, count = sums.tolist()
     return loss, int(count)

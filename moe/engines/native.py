@@ -1,20 +1,21 @@
 """The native engine: data parallel with a ZeRO-1 sharded optimizer, expert parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ..batch import Batch
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..layout import Groups
 from ..model import Model
 from ..naming import buffer_shards, fill_buffers, is_expert
 from ..optim.rules import decays, rule
 from ..optim.schedule import learning_rate
-from .base import StepMetrics
+from ..stages import CLOCK, waiting
+from .base import NO_HOOKS, StepHooks, StepMetrics
 from .bucket import Bucket, fill_buckets
 from .metrics import Tally, count_totals, evaluate
 from .options import EngineOptions
@@ -29,10 +30,12 @@ class NativeEngine:
     while the backward pass still runs, updates fp32 master weights, publishes the result."""
 
     model: Model
+    before_update: Callable[[], None]
 
     def __init__(self, options: EngineOptions, groups: Groups) -> None:
         self.options, self.groups = options, groups
-        self.steps_done = 0
+        self.steps_done = self.skipped = 0
+        self.before_update = lambda: None
         self._last_microbatch = False
 
     def setup(self, device: torch.device) -> None:
@@ -71,21 +74,27 @@ class NativeEngine:
         if self._last_microbatch:
             bucket.arrive()
 
-    def step(self, microbatches: Sequence[Batch]) -> StepMetrics:
+    def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
         """Accumulate the micro-batches, update the parameters and the schedule."""
         totals = count_totals(microbatches, self.groups, self.device)
-        tally = Tally()
+        tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._last_microbatch = i == len(microbatches) - 1
             out = self.model(batch.to(self.device))
             totals.loss(out).backward()
             tally.add(out)
         norm = self._reduce_gradients()
+        tally.reduce(self.groups, hooks.leave())
         lr = learning_rate(
             self.options.schedule, self.options.optimizer.lr, self.steps_done, self.options.steps
         )
-        self._update(norm, lr)
-        return tally.finish(totals, self.model, self.groups, norm.item(), lr)
+        applied = hooks.accept is None or hooks.accept(tally.loss(), norm.item())
+        if applied:
+            self._update(norm, lr)
+        else:
+            self._refuse()
+        self.steps_done += 1
+        return tally.finish(self.model, norm.item(), lr, applied)
 
     def _reduce_gradients(self) -> torch.Tensor:
         """End all reductions; returns the global gradient norm, each parameter counted once."""
@@ -93,19 +102,26 @@ class NativeEngine:
         for bucket in self.buckets:
             bucket.wait()
             square += bucket.squared_norm()
-        dist.all_reduce(square, group=self.groups.dp.group)
+        with waiting():
+            dist.all_reduce(square, group=self.groups.dp.group)
         return square.sqrt()
 
     @torch.no_grad()
     def _update(self, norm: torch.Tensor, lr: float) -> None:
+        self.before_update()
         limit = self.options.optimizer.clip_grad
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).float() if limit else None
-        for optimizer in self.optimizers:
-            if scale is not None:
-                optimizer.bucket.shard_gradient.mul_(scale)
-            optimizer.step(lr)
-            optimizer.bucket.publish()
-        self.steps_done += 1
+        with CLOCK.stage("update"):
+            for optimizer in self.optimizers:
+                if scale is not None:
+                    optimizer.bucket.shard_gradient.mul_(scale)
+                optimizer.step(lr)
+                optimizer.bucket.publish()
+
+    def _refuse(self) -> None:
+        for bucket in self.buckets:
+            bucket.discard()
+        self.skipped += 1
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
@@ -118,9 +134,9 @@ class NativeEngine:
             shards += buffer_shards(self.model)
         return shards
 
-    def import_state(self, reader: Reader) -> None:
+    def import_state(self, reader: Source) -> None:
         """Load the canonical state; each rank reads only the ranges it holds."""
-        self.steps_done = reader.step
+        self.steps_done, self.skipped = reader.step, reader.meta.get("skipped", 0)
         for optimizer in self.optimizers:
-            optimizer.load(reader, self.steps_done)
+            optimizer.load(reader, self.steps_done - self.skipped)
         fill_buffers(reader, self.model)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..checkpoint.reader import Reader
+from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..config import OptimizerConfig
 from ..optim.muon import Muon
@@ -65,14 +65,15 @@ class ShardOptimizer:
             shards += self.bucket.export(f"{self.bucket.rule}/{key}", values)
         return shards
 
-    def load(self, reader: Reader, steps_done: int) -> None:
-        """Read what `export` names and publish the weights; collective over the team."""
+    def load(self, reader: Source, updates: int) -> None:
+        """Read what `export` names and publish the weights; collective over the team. `updates` is
+        the count that AdamW's bias correction needs."""
         self.bucket.load(reader, "model", self.bucket.master)
         for key, values in self.state.items():
             self.bucket.load(reader, f"{self.bucket.rule}/{key}", values)
         for state in self.optimizer.state.values():
             if "step" in state:
-                state["step"].fill_(steps_done)
+                state["step"].fill_(updates)
         self.bucket.publish()
 
 

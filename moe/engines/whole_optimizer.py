@@ -9,6 +9,8 @@ from torch import nn
 from ..config import OptimizerConfig
 from ..layout import Team
 from ..optim.muon import Muon
+from ..stages import waiting
+from .gate import Gate
 from .shard_optimizer import STATE
 
 
@@ -17,12 +19,15 @@ class WholeOptimizer(torch.optim.Optimizer):
 
     Each group has `params`, `expert` and `weight_decay`, the group's `rule` and the `shapes`
     (rows, columns) of the matrices in its parameters. `ep` holds every expert once. After a step
-    `norm` is the norm before clipping.
+    `norm` is the norm before clipping. `gate` is
+    asked before weights and state change.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig, ep: Team) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], config: OptimizerConfig, ep: Team, gate: Gate
+    ) -> None:
         super().__init__(groups, {"lr": 0.0})
-        self._config, self._ep = config, ep
+        self._config, self._ep, self._gate = config, ep, gate
         self._inner: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
         self.norm = torch.zeros(())
 
@@ -66,6 +71,8 @@ class WholeOptimizer(torch.optim.Optimizer):
         if not self._inner:
             return
         self._clip()
+        if self._gate.refuses():
+            return
         for inner, group in self._inner:
             mine = inner.param_groups[0]
             mine["lr"] = group["lr"]
@@ -79,7 +86,8 @@ class WholeOptimizer(torch.optim.Optimizer):
         dense = self._square(expert=False)
         experts = self._square(expert=True)
         if self._ep.size > 1:
-            dist.all_reduce(experts, group=self._ep.group)
+            with waiting():
+                dist.all_reduce(experts, group=self._ep.group)
         self.norm = (dense + experts).sqrt()
         limit = self._config.clip_grad
         if limit:

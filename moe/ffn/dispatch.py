@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ...kernels.grouped_mlp import sort_by_expert
 from ...kernels.permute import combine_rows, gather_rows
 from ..layout import Team
+from ..stages import waiting
 
 
 class _AllToAll(torch.autograd.Function):
@@ -42,7 +43,8 @@ def _exchange(
     x: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
 ) -> torch.Tensor:
     out = x.new_empty(sum(received), *x.shape[1:])
-    dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
+    with waiting():
+        dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
     return out
 
 
@@ -78,10 +80,12 @@ def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Plan:
     if ep.size == 1:
         return Plan(order, inverse, offsets, None)
     theirs = torch.empty_like(counts)
-    dist.all_to_all_single(theirs, counts, group=ep.group)
+    with waiting():
+        dist.all_to_all_single(theirs, counts, group=ep.group)
     outgoing, incoming = counts.view(ep.size, -1), theirs.view(ep.size, -1)
     # The one wait for the host: split sizes must be known to call the collective.
-    sent, received = torch.stack([outgoing.sum(1), incoming.sum(1)]).tolist()
+    with waiting():
+        sent, received = torch.stack([outgoing.sum(1), incoming.sum(1)]).tolist()
     local = torch.arange(incoming.shape[1], device=counts.device).repeat(ep.size)
     arrived = local.repeat_interleave(theirs, output_size=sum(received))
     local_order, local_inverse, offsets = sort_by_expert(arrived, incoming.shape[1])

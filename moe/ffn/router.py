@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..config import MoEConfig
 from ..layout import Groups
+from ..stages import waiting
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Router(nn.Module):
         counted = counts.float()
         if self.config.balance_scope == "batch":
             total = counted.sum(0)
-            dist.all_reduce(total, group=self.groups.dp.group)
+            with waiting():
+                dist.all_reduce(total, group=self.groups.dp.group)
             counted = total.expand_as(counted)
         fraction = counted / counted.sum(-1, keepdim=True)
         loss = self.config.num_experts * (fraction * share.mean(1)).sum()

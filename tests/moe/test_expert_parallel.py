@@ -57,7 +57,7 @@ def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> d
     totals = count_totals([batch], groups, torch.device("cpu"))
     out = model(batch)
     totals.loss(out).backward()
-    tally = Tally()
+    tally = Tally(totals)
     tally.add(out)
     loss, aux, counts = tally.reduce(groups)
     result = {"loss": loss, "aux": aux, "counts": counts.double()}

@@ -36,7 +36,11 @@ class Rank:
                 "gloo", init_method=f"file://{request['store']}", rank=rank, world_size=self.world
             )
         self.config = CheckpointConfig(
-            path=request["path"], keep=2, asynchronous=request.get("asynchronous", True)
+            path=request["path"],
+            keep=2,
+            asynchronous=request.get("asynchronous", True),
+            retries=request.get("retries", 0),
+            retry_wait_s=0.2,
         )
         self.saver = Saver(self.config, rank, self.world)
 
