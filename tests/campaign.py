@@ -2,7 +2,6 @@
 run that met none: what every fault cost, and whether the end is bitwise the same. Needs root.
 
     python tests/campaign.py --runs 8 --faults 13 --json FILE --plot FILE
-    python tests/campaign.py --ray-train --faults 8 --json FILE   # beside Ray Train's TorchTrainer
 """
 
 import argparse
