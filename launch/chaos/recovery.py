@@ -127,7 +127,7 @@ def recoveries(
 
 def _recovery(fault: Injection, after: Sequence[Event], finished: bool) -> Recovery:
     detected = _first(after, "detected")
-    regrouped = _first(after, "regrouped", detected)
+    regrouped = _first(after, "regrouped", detected or fault.time)
     loaded = _first(after, "resume", regrouped)
     began = loaded if loaded is not None else _first(after, "run", regrouped)
     step = None if regrouped is None else _first(after, "step", began or regrouped)
