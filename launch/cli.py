@@ -98,13 +98,14 @@ def train(
     resolved = prepare(run)
     try:
         if run.cluster.launcher == "none":
-            _train_here(run, console)
+            finished = _train_here(run, console)
         else:
-            _check_outcome(run, train_under_ray(run, resolved, console))
+            finished = _ended(run, train_under_ray(run, resolved, console))
     except KeyboardInterrupt:
         print("interrupted; the last complete checkpoint stays", file=sys.stderr)
         raise typer.Exit(130) from None
-    _finish(run, console)
+    if finished:
+        _finish(run, console)
 
 
 def _check_launcher(run: RunConfig) -> None:
@@ -119,17 +120,21 @@ def _check_launcher(run: RunConfig) -> None:
 
 def prepare(run: RunConfig) -> Path:
     """Meet every mistake in what the run reads and writes before a worker starts; returns the
-    resolved config's file, which the workers read."""
+    file of the config that the workers read. They leave it in the run's folder when they have
+    resumed: a config that does not fit the checkpoint must not take the place of the one that
+    does."""
     from .data.prepare import ensure_default, load_dataset
     from .data.tokenizer import load_tokenizer
     from .loop import sized
 
     tokenizer = load_tokenizer(run.data.tokenizer)
     sized(run.model, tokenizer.vocab_size)
-    resolved = run.folder / RESOLVED
+    wanted = run.folder / "workers" / RESOLVED
     with _usable(f"output: {run.folder}"):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        resolved.write_text(dump(run), encoding="utf-8")
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        wanted.write_text(dump(run), encoding="utf-8")
+        if (run.folder / RESOLVED).exists():
+            (run.folder / RESOLVED).open("r+b").close()
     saves = Path(run.placed_checkpoint.path)
     with _usable(f"checkpoint.path: {saves}"):
         saves.mkdir(parents=True, exist_ok=True)
@@ -138,7 +143,7 @@ def prepare(run: RunConfig) -> Path:
         if run.data.corpus == "python":
             ensure_default(Path(run.data.path), tokenizer, progress=True)
         load_dataset(run.data)
-    return resolved
+    return wanted
 
 
 @contextmanager
@@ -164,39 +169,51 @@ def _dry_run(run: RunConfig, as_json: bool) -> None:
         Console().print(plan_view(run, plan))
 
 
-def _train_here(run: RunConfig, console: Console) -> None:
+def _train_here(run: RunConfig, console: Console) -> bool:
+    """Whether it came to its end, and did not leave on SIGTERM."""
+    from .health import RollBackError
     from .progress import Display
     from .worker import run as run_worker
 
     with Display(console, run.steps, run.log_interval) as display:
-        run_worker(run, [display], EventWriter(None))
+        while True:
+            try:
+                return run_worker(run, [display], EventWriter(None))
+            except RollBackError:
+                # `health.max_rollbacks` bounds it.
+                continue
 
 
 def train_under_ray(
     run: RunConfig, resolved: Path, console: Console, watch: OnEvent | None = None
 ) -> Outcome:
-    """Run the workers of the resolved config to their end; `watch` gets every event, too."""
+    """Run the workers; `watch` hears every event beside the display."""
     from ..cluster.supervisor import run_group
+    from .elastic import allowed_sizes
     from .progress import Display
 
     command = (sys.executable, "-m", "moelstrom.launch.worker", "--config", str(resolved.resolve()))
-    spec = WorkerSpec(command, run.layout.world_size)
+    spec = WorkerSpec(command, run.layout.world_size, world_sizes=allowed_sizes(run))
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:
-            if watch is not None:
-                watch(rank, event)
             display(event)
+            if watch:
+                watch(rank, event)
 
         return run_group(spec, run.cluster, on_event=on_event, log_dir=run.folder / "workers")
 
 
-def _check_outcome(run: RunConfig, outcome: Outcome) -> None:
+def _ended(run: RunConfig, outcome: Outcome) -> bool:
+    """Whether the run came to its end; a failure is raised."""
     if outcome.exit_code == USER_ERROR_EXIT:
         raise UserError(outcome.message)
     if outcome.exit_code:
         print(f"failed: {outcome.message}; logs: {run.folder / 'workers'}", file=sys.stderr)
         raise typer.Exit(1)
+    if outcome.preempted:
+        print(outcome.message)
+    return not outcome.preempted
 
 
 def _finish(run: RunConfig, console: Console) -> None:

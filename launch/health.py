@@ -18,7 +18,7 @@ HEALTH_NAME = "health.jsonl"
 ADVICE = "lower optimizer.lr, or raise schedule.warmup_steps, and resume from the last checkpoint"
 
 
-class RollBack(Exception):
+class RollBackError(Exception):
     """The run must start again from the checkpoint before this step; all ranks raise it."""
 
 

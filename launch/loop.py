@@ -1,35 +1,43 @@
 """The training loop: knows data, engine and checkpoints, and nothing of how they work."""
 
-import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 
 from .. import UserError
-from ..cluster.events import EventWriter
+from ..cluster.events import EventWriter, Stage
 from ..moe.build import build_model
-from ..moe.checkpoint.folder import step_folder
-from ..moe.checkpoint.reader import Reader, choose
 from ..moe.checkpoint.saver import Saver
+from ..moe.checkpoint.source import Source
 from ..moe.checkpoint.state import Shard
 from ..moe.config import ModelConfig
 from ..moe.engines import make_engine
-from ..moe.engines.base import StepMetrics
+from ..moe.engines.base import StepHooks, StepMetrics
 from ..moe.layout import Groups
 from ..moe.sizing.counts import count_parameters, flops_per_token
+from ..moe.stages import CLOCK
 from .config import RunConfig
 from .data.loader import Loader
 from .hardware import peak_flops
+from .health import ADVICE, Fault, Health, RollBackError, passed_over, record_rollback
 from .log import Listener, RunLog
+from .preempt import Preemption
+from .resume import check_same_model, find_start, random_seed
 from .summary import machine
 
 VOCAB_MULTIPLE = 64
 """Vocabularies are padded to this: GEMM widths then fill whole tiles."""
+PARTS = ("data", "compute", "wait", "update")
+"""The stages of a step."""
+PHASE_FACTOR, PHASE_FLOOR_S = 10.0, 30.0
+"""How long a phase may take, in times of the longest one so far, and at least."""
 
 
 class Training:
@@ -41,9 +49,20 @@ class Training:
         device: torch.device,
         listeners: list[Listener],
         events: EventWriter,
+        preemption: Preemption,
     ) -> None:
         """Build everything; collective over all ranks."""
         self.config, self.device, self.events = config, device, events
+        self._preemption = preemption
+        self._longest: dict[str, float] = {}
+        self._built = False
+        CLOCK.listener = self._tell_stage
+        with self._phase("load"):
+            self._build(listeners)
+        self._built = True
+
+    def _build(self, listeners: list[Listener]) -> None:
+        config = self.config
         self.groups = Groups(config.layout)
         dp = self.groups.dp
         self.log = RunLog(config.folder, listeners) if dp.rank == 0 else None
@@ -51,10 +70,17 @@ class Training:
         self.model_config = sized(config.model, self.loader.vocab_size)
         torch.manual_seed(config.seed)
         self.engine = make_engine(config.engine_options, self.groups)
-        self.engine.setup(device)
+        self.engine.setup(self.device)
         recompute = config.engine.recompute
         self.engine.build(build_model(self.model_config, self.groups, config.seed, recompute))
         self.saver = Saver(config.placed_checkpoint, dp.rank, dp.size, self._record)
+        self.saver.attach(self.engine)
+        self.health = Health(config.health)
+        self._hooks = StepHooks(
+            self.health.accept if self.health.asks else None, lambda: self._preemption.wanted
+        )
+        self._passed = self._share(passed_over(config.folder) if self.log else None)
+        self.loader.pass_over(self._passed)
         self._saved = self._resume()
         self._chaos = None
         if "MOELSTROM_CHAOS" in os.environ:
@@ -62,27 +88,81 @@ class Training:
 
             self._chaos = Hook.from_env(dp.rank)
 
-    def run(self) -> None:
-        """Train to the last step, then save and evaluate."""
+    def run(self) -> bool:
+        """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
+        state is saved. Raises RollBackError, on every rank, when a step asks for it."""
         self._record(self._describe_run())
-        while self.engine.steps_done < self.config.steps:
-            self._step()
+        leave = self._agree(self._preemption.wanted)
+        while not leave and self.engine.steps_done < self.config.steps:
+            leave = self._step()
             done = self.engine.steps_done
-            if _due(self.config.checkpoint.interval, done):
+            if leave or _due(self.config.checkpoint.interval, done):
                 self._save()
-            if _due(self.config.evaluation.interval, done) and done < self.config.steps:
+            if self._evaluation_due(done) and not leave:
                 self._evaluate()
-        if self._saved != self.engine.steps_done:
+        return self._finish(leave and self.engine.steps_done < self.config.steps)
+
+    def _evaluation_due(self, done: int) -> bool:
+        return _due(self.config.evaluation.interval, done) and done < self.config.steps
+
+    def _finish(self, preempted: bool) -> bool:
+        done = self.engine.steps_done
+        if self._saved != done and not (preempted and done == 0):
             self._save()
-        self._evaluate()
-        self.saver.close()
-        self._record({"kind": "done", "step": self.engine.steps_done})
+        if not preempted:
+            self._evaluate()
+        with self._phase("save"):
+            self.saver.close()
+        if preempted:
+            text = f"step {done}: saved on SIGTERM; the same command goes on from here"
+            self._tell({"kind": "preempted", "step": done, "message": text})
+        else:
+            self._record({"kind": "done", "step": done})
         if self.log:
             self.log.close()
+        return not preempted
+
+    def _agree(self, wanted: bool) -> bool:
+        """Whether any rank wants it; collective."""
+        wish = torch.tensor(int(wanted), device=self.device)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        return bool(wish.item())
+
+    def _share(self, value: Any) -> Any:
+        """Rank 0's value, everywhere; collective."""
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return box[0]
+
+    def _tell_stage(self, name: str) -> None:
+        step = self.engine.steps_done + 1 if self._built else None
+        self.events.stage(cast(Stage, name), step)
+
+    @contextmanager
+    def _phase(self, name: Literal["load", "evaluate", "save"]) -> Iterator[None]:
+        """Something that takes longer than a step; the first may compile, and may take as long as
+        anything may without progress."""
+        longest = self._longest.get(name)
+        limit = self.config.cluster.progress_timeout_s
+        if longest is not None and name == "evaluate":
+            limit = max(PHASE_FLOOR_S, PHASE_FACTOR * longest)
+        self.events.emit("phase", name=name, limit_s=limit)
+        began = time.perf_counter()
+        with CLOCK.stage(name):
+            yield
+        self._longest[name] = max(longest or 0.0, time.perf_counter() - began)
+        self.events.emit("phase", name="train", limit_s=0)
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.log:
             self.log(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Record it on rank 0, which tells its supervisor too, and tell the other ranks'."""
+        if self.log:
+            self.log(record)
+        else:
+            self.events.emit(**record)
 
     def _describe_run(self) -> dict[str, Any]:
         config = self.config
@@ -97,35 +177,81 @@ class Training:
             **machine(self.device),
         }
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """One optimizer step; returns whether some rank wants to leave after it."""
         started = time.perf_counter()
-        batches = self.loader.next()
-        if self._chaos:
-            self._chaos.before_step(self.engine.steps_done + 1, self.engine.model)
-        metrics = self.engine.step(batches)
-        step = self.engine.steps_done
-        check_finite(step, metrics)
+        CLOCK.take()
+        with CLOCK.stage("data"):
+            self.loader.skip()
+            first = self.loader.position
+            batches = self.loader.next()
+        samples = first, self.loader.position
+        with CLOCK.stage("compute"):
+            if self._chaos:
+                self._chaos.before_step(self.engine.steps_done + 1, self.engine.model)
+            metrics = self.engine.step(batches, self._hooks)
+        step, seconds = self.engine.steps_done, time.perf_counter() - started
+        self._judge(step, metrics, samples)
+        record: dict[str, Any] = {"kind": "step", "step": step, "step_s": seconds}
+        taken = CLOCK.take()
+        record["parts"] = {part: round(taken.get(part, 0.0), 6) for part in PARTS}
         if self.log:
-            self._record(self._describe(step, metrics, time.perf_counter() - started))
+            record |= {"samples": list(samples), **self._describe(metrics, seconds)}
+        self._tell(record)
+        if self.log:
             self._record_routing(step, metrics.expert_load)
-        else:
-            self.events.emit("step", step=step)
+        return metrics.leave
 
-    def _describe(self, step: int, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
+    def _judge(self, step: int, metrics: StepMetrics, samples: tuple[int, int]) -> None:
+        """Act on a step that went wrong; every rank decides the same."""
+        fault = self.health.fault(metrics.loss, metrics.grad_norm)
+        if fault is None:
+            self.health.good(metrics.loss, metrics.grad_norm)
+        elif fault.policy == "stop":
+            raise UserError(f"step {step}: {fault.text}; {ADVICE}")
+        elif fault.policy == "rollback":
+            self._roll_back(step, fault, samples)
+        else:
+            message = self.health.skipped(step, fault)
+            self._tell({"kind": "skipped", "step": step, "message": message})
+
+    def _roll_back(self, step: int, fault: Fault, samples: tuple[int, int]) -> None:
+        """Nothing after the last checkpoint is kept: no save has been started since the fault."""
+        limit = self.config.health.max_rollbacks
+        if len(self._passed) >= limit:
+            raise UserError(
+                f"step {step}: {fault.text}, after {limit} roll-backs (health.max_rollbacks); "
+                f"{ADVICE}"
+            )
+        self.saver.close()
+        if self.log:
+            record_rollback(self.config.folder, step, fault, samples)
+        text = (
+            f"step {step}: {fault.text}: back to the last checkpoint, and past samples "
+            f"{samples[0]} to {samples[1] - 1}"
+        )
+        self._tell({"kind": "rolled_back", "step": step, "message": text})
+        if self.log:
+            self.log.close()
+        # A rank that leaves ends the others: not before the note is on disk.
+        dist.barrier()
+        raise RollBackError(text)
+
+    def _describe(self, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
         data = self.config.data
         tokens = data.global_batch_size * data.seq_len
-        record = {
-            "kind": "step",
-            "step": step,
-            "loss": metrics.loss,
-            "aux_loss": metrics.aux_loss,
-            "grad_norm": metrics.grad_norm,
+        record: dict[str, Any] = {
             "lr": metrics.lr,
             "targets": metrics.tokens,
             "tokens_per_s": tokens / seconds,
-            "step_s": seconds,
             "expert_balance": balance(metrics.expert_load),
         }
+        if metrics.skipped:
+            # They may be no numbers, which JSON has no words for.
+            record["skipped"] = True
+        else:
+            keys = ("loss", "aux_loss", "grad_norm")
+            record |= {key: getattr(metrics, key) for key in keys}
         peak = peak_flops(self.device)
         if peak:
             flops = flops_per_token(self.model_config, data.seq_len) * tokens
@@ -139,12 +265,11 @@ class Training:
 
     def _evaluate(self) -> None:
         losses = {}
-        for domain in self.loader.domains:
-            batches = list(self.loader.valid(domain, self.config.evaluation.batches))
-            total, count = self.engine.evaluate(batches)
-            losses[domain] = total / max(count, 1)
-            # From every rank: a supervisor must not take a long evaluation for a hang.
-            self.events.emit("evaluated", domain=domain)
+        with self._phase("evaluate"):
+            for domain in self.loader.domains:
+                batches = list(self.loader.valid(domain, self.config.evaluation.batches))
+                total, count = self.engine.evaluate(batches)
+                losses[domain] = total / max(count, 1)
         self._record({"kind": "eval", "step": self.engine.steps_done, "loss": losses})
 
     def _save(self) -> None:
@@ -152,9 +277,13 @@ class Training:
             "data": self.loader.state(),
             "config": self.config.model_dump(mode="json"),
             "model": self.model_config.model_dump(mode="json"),
+            "skipped": self.engine.skipped,
+            "health": self.health.state(),
         }
         self._saved = self.engine.steps_done
-        self.saver.save(self._saved, [*self.engine.export_state(), *self._random_state()], meta)
+        shards = [*self.engine.export_state(), *self._random_state()]
+        with self._phase("save"):
+            self.saver.save(self._saved, shards, meta)
 
     def _random_state(self) -> list[Shard]:
         states = {"cpu": torch.get_rng_state()}
@@ -166,40 +295,32 @@ class Training:
         ]
 
     def _resume(self) -> int:
-        """Load the last complete checkpoint, if any; returns its step, else -1."""
-        found = -1
-        path = self.config.placed_checkpoint.path
-        if self.groups.dp.rank == 0:
-            folder = choose(path, lambda text: self._record({"kind": "note", "message": text}))
-            found = Reader(folder).step if folder else -1
-        chosen = torch.tensor(found, device=self.device)
-        dist.broadcast(chosen, 0)
-        step = int(chosen.item())
-        if step >= 0:
-            self._load(Reader(step_folder(Path(path), step)))
-        return step
+        """Load the last complete checkpoint, or `checkpoint.load`; returns the step of the former,
+        else -1."""
+        config = self.config.placed_checkpoint
+        source = find_start(config, lambda text: self._record({"kind": "note", "message": text}))
+        if source is None:
+            return -1
+        self._load(source)
+        return source.step if source.folder.parent == Path(config.path) else -1
 
-    def _load(self, reader: Reader) -> None:
-        _check_same_model(reader.meta["model"], self.model_config)
-        self.engine.import_state(reader)
-        self.loader.load_state(reader.meta["data"])
-        prefix = f"rng/{self.groups.dp.rank}"
-        if f"{prefix}/cpu" in reader.tensors:
-            torch.set_rng_state(reader.read(f"{prefix}/cpu"))
-        if f"{prefix}/cuda" in reader.tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(reader.read(f"{prefix}/cuda"), self.device)
-        self._record({"kind": "resume", "step": reader.step, "folder": str(reader.folder)})
+    def _load(self, source: Source) -> None:
+        check_same_model(source.meta.get("model"), self.model_config)
+        self.engine.import_state(source)
+        if "data" in source.meta:
+            self.loader.load_state(source.meta["data"])
+        self.health.load_state(source.meta.get("health", {}))
+        self._load_random(source)
+        self._record({"kind": "resume", "step": source.step, "folder": str(source.folder)})
 
-
-def check_finite(step: int, metrics: StepMetrics) -> None:
-    """Stop before a diverged state is saved: the update that a gradient without a finite norm made
-    has spoilt the weights, even where the loss before it was finite."""
-    for name, value in (("loss", metrics.loss), ("gradient norm", metrics.grad_norm)):
-        if not math.isfinite(value):
-            raise UserError(
-                f"step {step}: the {name} is {value}; lower optimizer.lr, or raise "
-                "schedule.warmup_steps, and resume from the last checkpoint"
-            )
+    def _load_random(self, source: Source) -> None:
+        rank, cuda = self.groups.dp.rank, self.device.type == "cuda"
+        if f"rng/{rank}/cpu" in source.tensors:
+            torch.set_rng_state(source.read(f"rng/{rank}/cpu"))
+        else:
+            torch.manual_seed(random_seed(self.config.seed, rank, source.step))
+        if cuda and f"rng/{rank}/cuda" in source.tensors:
+            torch.cuda.set_rng_state(source.read(f"rng/{rank}/cuda"), self.device)
 
 
 def sized(model: ModelConfig, tokens: int) -> ModelConfig:
@@ -226,13 +347,3 @@ def balance(load: torch.Tensor) -> float:
 
 def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _check_same_model(saved: dict[str, Any], model: ModelConfig) -> None:
-    present = model.model_dump(mode="json")
-    for field, value in present.items():
-        if saved.get(field) != value:
-            raise UserError(
-                f"model.{field}: the checkpoint has {saved.get(field)}, this run {value}; set it "
-                "back, or give the run another output folder"
-            )

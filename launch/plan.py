@@ -10,6 +10,7 @@ from ..moe.sizing.memory import Memory, estimate_memory
 from .config import RunConfig
 from .data.config import microbatches
 from .data.tokenizer import load_tokenizer
+from .elastic import allowed_sizes
 from .loop import sized
 
 GIB = 2**30
@@ -26,6 +27,8 @@ class Plan:
     tokens_per_step: int
     flops_per_token: float
     placement: list[Slot]
+    world_sizes: tuple[int, ...]
+    """Numbers of ranks that the run may go on with, its own first."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -35,6 +38,7 @@ class Plan:
             "microbatches_per_step": self.microbatches,
             "tokens_per_step": self.tokens_per_step,
             "flops_per_token": self.flops_per_token,
+            "world_sizes": list(self.world_sizes),
             "placement": [asdict(slot) for slot in self.placement],
         }
 
@@ -58,4 +62,5 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_step=data.global_batch_size * data.seq_len,
         flops_per_token=flops_per_token(model, data.seq_len),
         placement=describe_placement(config.layout.world_size, config.cluster),
+        world_sizes=allowed_sizes(config),
     )

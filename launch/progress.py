@@ -93,6 +93,9 @@ class Display:
         self._say(r["message"])
 
     _show_checkpoint_note = _show_note
+    _show_skipped = _show_note
+    _show_rolled_back = _show_note
+    _show_preempted = _show_note
     _show_waiting = _show_note
 
     def _show_timeline(self, r: dict[str, Any]) -> None:

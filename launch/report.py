@@ -41,7 +41,9 @@ def _losses(axis: Any, steps: Records, evaluations: Records) -> None:
 
 
 def _line(axis: Any, steps: Records, key: str, name: str, label: str | None = None) -> None:
-    axis.plot([r["step"] for r in steps], [r[key] for r in steps], linewidth=1.2, label=label)
+    with_key = [r for r in steps if key in r]
+    values = [r[key] for r in with_key]
+    axis.plot([r["step"] for r in with_key], values, linewidth=1.2, label=label)
     axis.set_xlabel("step")
     axis.set_ylabel(name)
     axis.grid(alpha=0.3)

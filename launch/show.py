@@ -32,7 +32,14 @@ def _sizes(plan: Plan) -> Table:
     table.add_row("FLOPs per token (forward + backward)", f"{plan.flops_per_token:.3e}")
     table.add_row("tokens per step", f"{plan.tokens_per_step:,}")
     table.add_row("micro-batches per rank and step", str(plan.microbatches))
+    table.add_row("ranks it can run on", _listed(plan.world_sizes))
     return table
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
+    return ", ".join(map(str, numbers[:12])) + more
 
 
 def _memory(plan: Plan) -> Table:

@@ -38,12 +38,14 @@ def summarise(folder: Path) -> dict[str, Any]:
     if not starts:
         raise UserError(f"{folder}: no run has written {LOG_NAME} here; give a run's output folder")
     steps = [r for r in records if r["kind"] == "step"]
+    # A step whose update was skipped has none.
+    losses = [r["loss"] for r in steps if "loss" in r]
     summary = {
         "run": folder.resolve().name,
         **{key: value for key, value in starts[-1].items() if key not in ("kind", "time", "step")},
         "starts_at_steps": [r["step"] for r in starts],
         "steps_logged": len(steps),
-        "loss": statistics.fmean(r["loss"] for r in steps[-10:]) if steps else None,
+        "loss": statistics.fmean(losses[-10:]) if losses else None,
         "validation_loss": next((r["loss"] for r in reversed(records) if r["kind"] == "eval"), {}),
         **_speeds(_warm(steps, [r["step"] for r in starts])),
         "checkpoint_stall_ms": [r["stall_ms"] for r in records if r["kind"] == "checkpoint"],

@@ -18,17 +18,21 @@ from rich.console import Console
 
 from .. import UserError
 from ..cluster.events import EventWriter
-from ..cluster.spec import USER_ERROR_EXIT
+from ..cluster.spec import ROLLBACK_EXIT, USER_ERROR_EXIT
 from ..moe.checkpoint.commit import CheckpointError
-from .config import RunConfig, load
+from .config import RESOLVED, RunConfig, dump, load
+from .elastic import layout_for
 from .hardware import make_deterministic, rank_device
+from .health import RollBackError
 from .log import Listener
 from .loop import Training
+from .preempt import Preemption
 from .progress import Display
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one rank; returns the exit code (2 for a user's mistake)."""
+    """Run one rank; returns the exit code: 0 also after SIGTERM, when the state is saved, 2 for a
+    user's mistake, 3 to be started again, from the checkpoint before a step that went wrong."""
     events = EventWriter.from_env()
     parser = argparse.ArgumentParser(prog="moelstrom.launch.worker")
     parser.add_argument("--config", required=True, help="YAML file or recipe")
@@ -39,15 +43,19 @@ def main(arguments: list[str] | None = None) -> int:
         with _listener(config, events) as listener:
             run(config, [listener], events)
     except UserError as error:
-        events.emit("error", message=str(error))
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR_EXIT
+        return _failed(events, error, USER_ERROR_EXIT)
+    except RollBackError as error:
+        return _failed(events, error, ROLLBACK_EXIT)
     except CheckpointError as error:
         # Perhaps a full disk: no mistake of the config, so a supervisor may try again.
-        events.emit("error", message=str(error))
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return _failed(events, error, 1)
     return 0
+
+
+def _failed(events: EventWriter, error: Exception, code: int) -> int:
+    events.emit("error", message=str(error))
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 @contextmanager
@@ -60,13 +68,30 @@ def _listener(config: RunConfig, events: EventWriter) -> Iterator[Listener]:
         yield display
 
 
-def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> None:
-    """Train on this rank; `listeners` get the records of rank 0, `events` every rank's steps."""
+def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> bool:
+    """Train on this rank; `listeners` get the records of rank 0, `events` every rank's steps.
+
+    With `cluster.elastic` the layout follows the number of ranks that were started. False if
+    SIGTERM ended it early, with the state saved. Raises RollBackError.
+    """
     device = rank_device()
     if config.engine.deterministic and device.type == "cuda":
         make_deterministic()
-    with process_group(device):
-        Training(config, device, listeners, events).run()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    resized = config.cluster.elastic and world != config.layout.world_size
+    placed = layout_for(config, world) if resized else config
+    with Preemption() as preemption, process_group(device):
+        training = Training(placed, device, listeners, events, preemption)
+        if training.log:
+            _publish(config)
+        return training.run()
+
+
+def _publish(config: RunConfig) -> None:
+    """Leave the resolved config in the run's folder: only now is it known to fit what is there."""
+    pending = config.folder / f".{RESOLVED}.pending"
+    pending.write_text(dump(config), encoding="utf-8")
+    pending.rename(config.folder / RESOLVED)
 
 
 @contextmanager
@@ -86,9 +111,14 @@ def process_group(device: torch.device, timeout_s: float | None = None) -> Itera
         yield
     finally:
         # After an error the peers may be gone, and a teardown would wait for them.
-        if sys.exc_info()[0] is None:
+        if sys.exc_info()[0] in (None, RollBackError):
             dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # On a busy machine torch and the interpreter take seconds to end, without a beat: a supervisor
+    # would take that for a stopped process, and start a finished run again.
+    os._exit(code)

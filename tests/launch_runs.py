@@ -70,7 +70,8 @@ def run_worker(config: Path, ranks: int = 1) -> "subprocess.CompletedProcess[str
 
 def losses(output: Path) -> dict[int, float]:
     """Training loss of each step, as last logged."""
-    return {r["step"]: r["loss"] for r in read(output) if r["kind"] == "step"}
+    steps = (r for r in read(output) if r["kind"] == "step")
+    return {r["step"]: r["loss"] for r in steps if "loss" in r}
 
 
 def final_state(output: Path, step: int = STEPS) -> dict[str, torch.Tensor]:

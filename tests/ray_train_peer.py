@@ -35,12 +35,14 @@ def loop(settings: dict[str, str]) -> None:
 
     from moelstrom.cluster.events import EventWriter
     from moelstrom.launch.loop import Training
+    from moelstrom.launch.preempt import Preemption
 
     rank = torch.distributed.get_rank()
     note = Path(settings["folder"]) / f"start-{time.time_ns()}-{rank}"
     note.with_suffix(".new").write_text(json.dumps({"rank": rank, "pid": os.getpid()}))
     note.with_suffix(".new").rename(note)
-    Training(load(settings["config"]), torch.device("cpu"), [], EventWriter(None)).run()
+    device, events = torch.device("cpu"), EventWriter(None)
+    Training(load(settings["config"]), device, [], events, Preemption()).run()
 
 
 class Watcher:

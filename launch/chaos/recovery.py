@@ -1,6 +1,5 @@
 """What a run made of its faults: how long each phase took, and which steps and samples it cost."""
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cluster.spec import Event
+from ..health import passed_over
 from ..log import read
 from .injector import Injection
 
@@ -185,15 +185,6 @@ def samples(steps: Sequence[dict[str, Any]], policy: Sequence[tuple[int, int]]) 
         repeated += max(0, min(last, expected) - first)
         expected = max(expected, last)
     return Samples(lost=lost, repeated=repeated, passed_over=passed)
-
-
-def passed_over(folder: Path) -> list[tuple[int, int]]:
-    """The ranges of samples that the health policy of a run left out."""
-    path = folder / "health.jsonl"
-    if not path.exists():
-        return []
-    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return sorted({tuple(entry["samples"]) for entry in entries if "samples" in entry})
 
 
 def phase_summary(found: Sequence[Recovery]) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -127,6 +128,7 @@ class DeepSpeedEngine:
             self._engine, *_ = deepspeed.initialize(
                 model=trainee, optimizer=self._base, config=self._config()
             )
+        _watch_collectives()
         self._bind(named)
         if self.options.engine.compile:
             for block in self.model.layers:
@@ -271,6 +273,32 @@ class DeepSpeedEngine:
         held_state.load(self._held, self._base, reader, self.steps_done - self.skipped)
         held_state.publish(self._held, self._engine.optimizer, self.zero)
         fill_buffers(reader, self.model)
+
+
+COLLECTIVES = (
+    "all_reduce",
+    "reduce",
+    "reduce_scatter_tensor",
+    "all_gather_into_tensor",
+    "all_gather",
+    "broadcast",
+)
+
+
+def _watch_collectives() -> None:
+    """Count the time in DeepSpeed's own collectives as waiting."""
+    backend: Any = sys.modules["deepspeed.comm.comm"].cdb
+    for name in COLLECTIVES:
+        if name not in vars(backend):
+            setattr(backend, name, _waited(getattr(backend, name)))
+
+
+def _waited(collective: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        with waiting():
+            return collective(*args, **options)
+
+    return call
 
 
 def _expert_groups(ep: int) -> nn.Module:

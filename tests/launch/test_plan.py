@@ -157,6 +157,8 @@ def test_plan_of_the_recipe() -> None:
     memory = plan["memory_per_rank_bytes"]
     assert memory["total"] == sum(memory[part] for part in memory if part != "total")
     assert [slot["rank"] for slot in plan["placement"]] == [0, 1]
+    assert plan["world_sizes"] == [2]
+    assert plan_json("cluster.elastic=true")["world_sizes"] == [2, 1]
 
 
 def test_vocabulary_fits_the_tokenizer() -> None:

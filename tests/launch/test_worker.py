@@ -7,8 +7,12 @@ import pytest
 import torch
 from launch_runs import STEPS, final_state, losses, make_dataset, run_worker, write_config
 
+from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.log import read
 from moelstrom.moe.checkpoint.folder import step_folder
+
+FLAT = {"name": "wsd", "decay_fraction": 0.0}
+"""A learning rate that does not hang on the run's length."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,14 @@ def test_resume_on_another_layout(data: Path, straight: Path, tmp_path: Path) ->
     ("sections", "words"),
     [
         ({}, ["layout", "is 2, but 1 processes", "layout.dp=1"]),
-        ({"layout": {"dp": 1, "ep": 1}, "optimizer": {"lr": 1e30}}, ["step", "optimizer.lr"]),
+        (
+            {
+                "layout": {"dp": 1, "ep": 1},
+                "optimizer": {"lr": 1e30},
+                "health": {"nan": "stop"},
+            },
+            ["step 2: the loss is nan", "optimizer.lr"],
+        ),
         ({"layout": {"dp": 1, "ep": 1}, "data": {"path": "nowhere"}}, ["data.path", "nowhere"]),
     ],
 )
@@ -113,8 +124,38 @@ def test_a_users_mistake(
 
 
 def test_another_model_is_refused(data: Path, straight: Path, tmp_path: Path) -> None:
+    """And leaves the config in the folder that fits the checkpoints there."""
     resume_from_the_middle(straight, tmp_path / "run")
+    (tmp_path / "run" / RESOLVED).write_text("of the run before")
     sections = {"layout": {"dp": 1, "ep": 1}, "model": {"num_layers": 4}}
     ran = run_worker(write_config(tmp_path, data, tmp_path / "run", **sections))
     assert ran.returncode == 2
     assert "model.num_layers: the checkpoint has 2, this run 4" in ran.stderr
+    assert (tmp_path / "run" / RESOLVED).read_text() == "of the run before"
+
+
+def test_start_from_another_runs_checkpoint(data: Path, straight: Path, tmp_path: Path) -> None:
+    """With its step, optimizer and data position; the run's own checkpoints come first later."""
+    sections = {"layout": {"dp": 1, "ep": 1}, "steps": 12, "schedule": FLAT}
+    other = straight / step_folder(Path("checkpoints"), 10)
+    checkpoint = {"load": str(other), "interval": 0}
+    config = write_config(tmp_path, data, tmp_path / "run", **sections, checkpoint=checkpoint)
+    ran = run_worker(config)
+    assert ran.returncode == 0, ran.stderr
+    steps = [r for r in read(tmp_path / "run") if r["kind"] == "step"]
+    assert [r["samples"] for r in steps] == [[80, 88], [88, 96]]
+    assert run_worker(config).returncode == 0
+    starts = [r["step"] for r in read(tmp_path / "run") if r["kind"] == "run"]
+    assert starts == [10, 12]
+
+
+def test_every_step_says_where_its_time_went(straight: Path) -> None:
+    steps = [r for r in read(straight) if r["kind"] == "step"]
+    for record in steps:
+        parts = record["parts"]
+        assert set(parts) == {"data", "compute", "wait", "update"} and min(parts.values()) > 0
+        assert sum(parts.values()) == pytest.approx(record["step_s"], rel=0.1, abs=2e-3)
+
+
+def test_the_config_that_ran_is_left(straight: Path) -> None:
+    assert load(str(straight / RESOLVED)).folder == straight

@@ -1,0 +1,161 @@
+"""Steps that go wrong: judged alike by every rank and every restart, skipped, passed over, or the
+end."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launch_runs import final_state, losses, make_dataset, run_worker, write_config
+
+from moelstrom import UserError
+from moelstrom.launch.config import HealthConfig
+from moelstrom.launch.data.config import DataConfig
+from moelstrom.launch.data.loader import Loader
+from moelstrom.launch.health import HEALTH_NAME, Fault, Health, passed_over, record_rollback
+from moelstrom.launch.log import read
+from moelstrom.moe.checkpoint.folder import step_folder
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "named"), [(math.nan, 1.0, "loss is nan"), (1.0, math.inf, "norm is inf")]
+)
+@pytest.mark.parametrize("policy", ["skip", "rollback", "stop"])
+def test_no_number_is_a_fault(loss: float, norm: float, named: str, policy: str) -> None:
+    health = Health(HealthConfig(nan=policy))
+    assert health.fault(1.0, 1.0) is None and health.accept(1.0, 1.0)
+    fault = health.fault(loss, norm)
+    assert fault and fault.policy == policy and named in fault.text
+    assert not health.accept(loss, norm) and health.asks == (policy == "skip")
+
+
+def test_a_spike_is_one_against_a_full_window() -> None:
+    health = Health(HealthConfig(spike="skip", spike_window=4, spike_factor=3))
+    for _ in range(4):
+        assert health.fault(2.0, 50.0) is None
+        health.good(2.0, 1.0)
+    assert health.fault(2.0, 3.0) is None
+    assert "norm is 3.1, its median 1" in health.fault(2.0, 3.1).text
+    assert "loss is 6.1" in health.fault(6.1, 1.0).text
+    again = Health(health.config)
+    again.load_state(health.state())
+    assert again.fault(2.0, 3.1) == health.fault(2.0, 3.1)
+    assert Health(HealthConfig(spike_window=1)).fault(1.0, 1e30) is None
+
+
+def test_too_many_skips_in_a_row_stop() -> None:
+    health, fault = Health(HealthConfig(nan="skip", max_skips=2)), Fault("skip", "the loss is nan")
+    health.skipped(1, fault)
+    health.good(1.0, 1.0)
+    health.skipped(3, fault)
+    health.skipped(4, fault)
+    with pytest.raises(UserError, match=r"step 5: .* 2 skipped .*health\.max_skips.*optimizer\.lr"):
+        health.skipped(5, fault)
+
+
+def test_the_file_of_roll_backs(tmp_path: Path) -> None:
+    assert passed_over(tmp_path) == []
+    record_rollback(tmp_path, 25, Fault("rollback", "the loss is nan"), (96, 100))
+    record_rollback(tmp_path, 7, Fault("rollback", "the loss is nan"), (24, 28))
+    file = tmp_path / HEALTH_NAME
+    file.write_text(file.read_text() + '{"kind": "roll')
+    assert passed_over(tmp_path) == [(96, 100), (24, 28)]
+    for text in ("[]\n", '{"samples": [3]}\n', '{"samples": [5, 4]}\n', "nothing\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"{HEALTH_NAME}: cannot be read .* restore the file"):
+            passed_over(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=3)
+
+
+@given(drawn=RANGES)
+def test_passed_samples_are_never_read(data: Path, drawn: list[tuple[int, int]]) -> None:
+    """Every other one is, in order, whatever the ranges overlap or cut."""
+    config = DataConfig(path=str(data), seq_len=16, micro_batch_size=1, global_batch_size=4)
+    whole = Loader(config, seed=1, dp_rank=0, dp_size=1)
+    order = [batch.tokens.tolist() for _ in range(30) for batch in whole.next()]
+    loader = Loader(config, seed=1, dp_rank=0, dp_size=1)
+    loader.pass_over([(first, first + size) for first, size in drawn])
+    passed = {i for first, size in drawn for i in range(first, first + size)}
+    expected = [tokens for i, tokens in enumerate(order) if i not in passed]
+    found = [batch.tokens.tolist() for _ in range(9) for batch in loader.next()]
+    assert found == expected[: len(found)]
+
+
+def test_a_diverged_run_rolls_back_and_then_stops(data: Path, tmp_path: Path) -> None:
+    """Without a supervisor each roll-back is an exit with code 3, to be started again."""
+    one = {"layout": {"dp": 1, "ep": 1}, "optimizer": {"lr": 1e30}}
+    config = write_config(tmp_path, data, tmp_path / "run", **one, health={"max_rollbacks": 1})
+    ran = run_worker(config)
+    assert ran.returncode == 3 and "Traceback" not in ran.stderr
+    assert "back to the last checkpoint, and past samples 8 to 15" in ran.stderr
+    ran = run_worker(config)
+    assert ran.returncode == 2
+    assert "after 1 roll-backs (health.max_rollbacks); lower optimizer.lr" in ran.stderr
+    assert passed_over(tmp_path / "run") == [(8, 16)]
+
+
+SPIKES = {"spike_window": 1, "spike_factor": 1.2, "max_rollbacks": 6}
+"""Any step whose norm rises by a fifth over the last good one's."""
+
+
+def train_on(config: Path, ranks: int) -> None:
+    """Start the worker until no roll-back is left, as a supervisor does."""
+    while True:
+        ran = run_worker(config, ranks)
+        if ran.returncode == 0:
+            return
+        assert "back to the last checkpoint" in ran.stderr, ran.stderr
+
+
+def check_same_end(expected: Path, found: Path) -> None:
+    assert losses(found) == losses(expected)
+    states = final_state(expected), final_state(found)
+    assert set(states[0]) == set(states[1])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_rolled_back_run_is_one_without_these_samples(data: Path, tmp_path: Path) -> None:
+    """Each spike starts again before it, and the end is bitwise that of
+    the run that was told of these samples before it began."""
+    sections = {"health": {"spike": "rollback", **SPIKES}, "checkpoint": {"interval": 5}}
+    config = write_config(tmp_path, data, tmp_path / "rolled", **sections)
+    train_on(config, ranks=2)
+    ranges = passed_over(tmp_path / "rolled")
+    steps = {r["step"]: r["samples"] for r in read(tmp_path / "rolled") if r["kind"] == "step"}
+    assert ranges and steps[20][1] == 160 + 8 * len(ranges)
+    assert not {tuple(samples) for samples in steps.values()} & set(ranges)
+    told = tmp_path / "told"
+    told.mkdir()
+    shutil.copy(tmp_path / "rolled" / HEALTH_NAME, told)
+    assert run_worker(write_config(tmp_path, data, told, **sections), ranks=2).returncode == 0
+    assert passed_over(told) == ranges
+    check_same_end(tmp_path / "rolled", told)
+
+
+def test_a_resume_judges_and_skips_alike(data: Path, tmp_path: Path) -> None:
+    sections = {"layout": {"dp": 1, "ep": 1}, "health": {"spike": "skip", **SPIKES}}
+    straight = tmp_path / "straight"
+    assert run_worker(write_config(tmp_path, data, straight, **sections)).returncode == 0
+    steps = [r for r in read(straight) if r["kind"] == "step"]
+    skipped = [r["step"] for r in steps if "skipped" in r]
+    # Samples of a skipped step are used, and the step counts.
+    assert skipped and [r["samples"] for r in steps] == [[8 * i, 8 * i + 8] for i in range(20)]
+    assert all("loss" not in r for r in steps if "skipped" in r)
+    shutil.copytree(
+        step_folder(straight / "checkpoints", 10), step_folder(tmp_path / "run" / "checkpoints", 10)
+    )
+    assert run_worker(write_config(tmp_path, data, tmp_path / "run", **sections)).returncode == 0
+    after = [r["step"] for r in read(tmp_path / "run") if "skipped" in r]
+    assert after == [step for step in skipped if step > 10]
+    expected, found = final_state(straight), final_state(tmp_path / "run")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
