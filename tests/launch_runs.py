@@ -10,9 +10,12 @@ from typing import Any
 import torch
 import yaml
 
+from moelstrom.cluster.events import EventWriter
+from moelstrom.launch.config import load
 from moelstrom.launch.data.prepare import prepare
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.log import read
+from moelstrom.launch.worker import run
 from moelstrom.moe.checkpoint.folder import step_folder
 from moelstrom.moe.checkpoint.reader import verify
 
@@ -66,6 +69,11 @@ def run_worker(config: Path, ranks: int = 1) -> "subprocess.CompletedProcess[str
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     command = [*launcher, "moelstrom.launch.worker", "--config", str(config)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def run_here(config: Path) -> bool:
+    """The worker as one rank in this process: quicker to start."""
+    return run(load(str(config)), [], EventWriter(None))
 
 
 def losses(output: Path) -> dict[int, float]:

@@ -49,7 +49,7 @@ class Source(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every logical tensor."""
+        """Every logical tensor's type and shape by its name."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_runs import STEPS, final_state, losses, make_dataset, run_worker, write_config
+from launch_runs import STEPS, final_state, losses, make_dataset, run_here, run_worker, write_config
 
 from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.log import read
@@ -140,11 +140,10 @@ def test_start_from_another_runs_checkpoint(data: Path, straight: Path, tmp_path
     other = straight / step_folder(Path("checkpoints"), 10)
     checkpoint = {"load": str(other), "interval": 0}
     config = write_config(tmp_path, data, tmp_path / "run", **sections, checkpoint=checkpoint)
-    ran = run_worker(config)
-    assert ran.returncode == 0, ran.stderr
+    assert run_here(config)
     steps = [r for r in read(tmp_path / "run") if r["kind"] == "step"]
     assert [r["samples"] for r in steps] == [[80, 88], [88, 96]]
-    assert run_worker(config).returncode == 0
+    assert run_here(config)
     starts = [r["step"] for r in read(tmp_path / "run") if r["kind"] == "run"]
     assert starts == [10, 12]
 
