@@ -12,8 +12,13 @@ from ..log import read
 from .injector import Injection
 
 PHASES = ("detect_s", "regroup_s", "load_s", "first_step_s", "down_s")
-NOTICES = ("straggler", "skipped", "rolled_back", "checkpoint_note", "save_failed")
-"""Kinds of event, or phases of the time line, by which a fault without a restart is noticed."""
+NOTICES = {
+    "nan": {"skipped", "rolled_back"},
+    "slow": {"straggler"},
+    "disk_full": {"checkpoint_note"},
+}
+"""Kinds of event, or phases of the time line, by which a fault is noticed without a restart."""
+KEPT = {"timeline", "spawned", "run", "resume"}.union(*NOTICES.values())
 
 
 class Recorder:
@@ -28,7 +33,7 @@ class Recorder:
         kind = event["kind"]
         if kind == "step" and rank == 0:
             self.events.append({"kind": kind, "time": event["time"], "step": event["step"]})
-        elif kind in ("timeline", "spawned", "run", "resume", *NOTICES):
+        elif kind in KEPT:
             self.events.append({**event, "rank": rank})
 
 
@@ -131,7 +136,7 @@ def _recovery(fault: Injection, after: Sequence[Event], finished: bool) -> Recov
     loaded = _first(after, "resume", regrouped)
     began = loaded if loaded is not None else _first(after, "run", regrouped)
     step = None if regrouped is None else _first(after, "step", began or regrouped)
-    noticed = detected if detected is not None else _noticed(after)
+    noticed = detected if detected is not None else _noticed(fault, after)
     past = any(e["kind"] == "step" and e["step"] > fault.step for e in after)
     return Recovery(
         fault=fault,
@@ -153,8 +158,9 @@ def _first(events: Iterable[Event], name: str, after: float | None = 0.0) -> flo
     return min((time for time in found if time >= after), default=None)
 
 
-def _noticed(events: Iterable[Event]) -> float | None:
-    found = [e["time"] for e in events if {e["kind"], e.get("phase")} & set(NOTICES)]
+def _noticed(fault: Injection, events: Iterable[Event]) -> float | None:
+    signs = NOTICES.get(fault.kind, set())
+    found = [e["time"] for e in events if {e["kind"], e.get("phase")} & signs]
     return min(found, default=None)
 
 

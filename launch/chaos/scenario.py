@@ -176,7 +176,7 @@ def _drawn(
     if "file" in known:
         fields["file"] = choice.choice(["tensors", "manifest"])
     if "steps" in known:
-        fields["steps"] = max(1, plan.spacing // 2)
+        fields["steps"] = plan.spacing
     if "node" in known:
         fields |= {"node": plan.node, "duration_s": plan.lost_s}
     return fields
