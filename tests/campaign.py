@@ -40,7 +40,11 @@ WEIGHTS = {
     **{"kill": 4.0, "stop": 2.0, "hang": 2.0, "corrupt": 1.0, "slow": 1.0, "nan": 1.0},
     **{"disk_full": 1.0, "node_lost": 1.0},
 }
-LOST_S = 12.0
+LOST_S = 10.0
+EXTRA_STEPS = 600
+"""Beside those between the faults: training goes on while a disk is full or a node away."""
+ELASTIC_KINDS = ("node_lost", "kill", "node_lost", "hang")
+"""In turn: a run whose number of ranks follows the nodes can lose one again and again."""
 RUN_TIMEOUT_S = 1500
 MAIN = "from moelstrom.launch.cli import main; main()"
 CLUSTER: dict[str, Any] = {
@@ -171,6 +175,17 @@ def plan(seed: int, faults: int, spacing: int, hosts: Hosts, kinds: Sequence[str
     )
 
 
+def elastic_plan(faults: int, spacing: int, commands: Scenario) -> Scenario:
+    """Faults of a run whose number of ranks changes; rank 0 is on the node that stays."""
+    kinds = [ELASTIC_KINDS[index % len(ELASTIC_KINDS)] for index in range(faults)]
+    lost = {"node": OTHER, "duration_s": LOST_S + 5}
+    entries = [
+        {"kind": kind, "at_step": spacing * (i + 1), **(lost if kind == "node_lost" else {})}
+        for i, kind in enumerate(kinds)
+    ]
+    return Scenario.model_validate({"faults": entries, "cut": commands.cut, "heal": commands.heal})
+
+
 def under_faults(ground: Ground, name: str, scenario: Scenario, **cluster: Any) -> Report:
     """Run `moelstrom chaos`."""
     config = ground.config(name, **cluster)
@@ -233,7 +248,11 @@ def one_run(ground: Ground, seed: int, scenario: Scenario, elastic: bool) -> Run
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bitwise."""
-    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+    return set(a) == set(b) and all(_bytes(a[name]) == _bytes(b[name]) for name in a)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def summary(runs: Sequence[Run], wall_s: float) -> dict[str, Any]:
@@ -278,13 +297,14 @@ def total(runs: Sequence[Run], name: str) -> int | None:
 def as_row(run: Run) -> dict[str, Any]:
     """A run without its events."""
     report = asdict(run.report)
-    del report["events"]
+    sizes = [e["ranks"] for e in report.pop("events") if e.get("phase") == "scaled"]
     faults = [
         {"kind": r["fault"]["kind"], "step": r["fault"]["step"], "rank": r["fault"]["rank"]}
         | {name: value for name, value in r.items() if name != "fault"}
         for r in report.pop("recoveries")
     ]
     own = {"seed": run.seed, "elastic": run.elastic, "same": run.same, "loss_gap": run.loss_gap}
+    own["sizes"] = sizes
     return {**own, **report, "each_fault": faults}
 
 
@@ -303,11 +323,13 @@ def campaign(options: argparse.Namespace) -> tuple[dict[str, Any], list[Run]]:
     """All runs; `--elastic` of them on a number of ranks that changes."""
     began, runs = time.monotonic(), []
     kinds = options.kinds.split(",") if options.kinds else list(WEIGHTS)
-    steps = options.spacing * (options.faults + 2)
+    steps = options.spacing * (options.faults + 2) + EXTRA_STEPS
     with ground(steps) as here:
         for index in track(range(options.runs), "runs", console=Console(stderr=True)):
             seed, elastic = options.seed + index, index >= options.runs - options.elastic
             scenario = plan(seed, options.faults, options.spacing, here.hosts, kinds)
+            if elastic:
+                scenario = elastic_plan(options.faults, options.spacing, scenario)
             runs.append(one_run(here, seed, scenario, elastic))
             last = runs[-1]
             print(f"run {seed}: same {last.same}, {json.dumps(as_row(last))[:400]}", flush=True)

@@ -113,7 +113,8 @@ WEIGHTS = {"kill": 4.0, "stop": 2.0, "hang": 2.0, "corrupt": 1.0, "slow": 1.0, "
 
 
 class Draw(Section):
-    """Faults out of a seed, the first after `spacing` steps, each at least half of that on."""
+    """Faults out of a seed, the first after `spacing` steps, each at least half of that on;
+    node_lost once at most."""
 
     faults: Annotated[int, Field(ge=1, le=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -153,14 +154,13 @@ def draw(plan: Draw, world_size: int) -> Scenario:
     UserError for a kind that is none, or that lacks what it needs.
     """
     _check_weights(plan)
-    choice, faults, last = random.Random(plan.seed), [], ""
+    choice, faults, weights = random.Random(plan.seed), [], dict(plan.weights)
     for index in range(plan.faults):
-        weights = {kind: weight for kind, weight in plan.weights.items() if weight}
-        if last == "node_lost" and len(weights) > 1:
-            del weights["node_lost"]  # Until the next restart no worker is there to be lost.
-        last = choice.choices(list(weights), list(weights.values()))[0]
+        kind = choice.choices(list(weights), list(weights.values()))[0]
+        if kind == "node_lost" and sum(weights.values()) > weights[kind]:
+            weights[kind] = 0.0  # Its ranks stay where they went, so there may be none to lose.
         step = plan.spacing * (index + 1) + choice.randrange(plan.spacing // 2)
-        faults.append(_drawn(last, step, plan, choice, world_size))
+        faults.append(_drawn(kind, step, plan, choice, world_size))
     return _checked("--random", {"faults": faults, "cut": plan.cut, "heal": plan.heal})
 
 

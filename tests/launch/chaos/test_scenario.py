@@ -68,17 +68,14 @@ def test_drawn_faults_keep_their_distance_and_their_ranks() -> None:
     assert {getattr(fault, "rank", 0) for fault in faults} == {0, 1, 2}
 
 
-def test_a_lost_node_is_given_time_to_return() -> None:
-    plan = Draw(
-        faults=100,
-        weights={"node_lost": 5.0, "kill": 1.0, "nan": 0.0},
-        node="b",
-        cut=("cut",),
-        heal=("heal",),
-    )
-    kinds = [fault.kind for fault in draw(plan, 2).faults]
-    assert set(kinds) == {"node_lost", "kill"}
-    assert ("node_lost", "node_lost") not in set(itertools.pairwise(kinds))
+def test_a_node_is_lost_once() -> None:
+    weights = {"node_lost": 5.0, "kill": 1.0, "nan": 0.0}
+    commands = {"cut": ("cut",), "heal": ("heal",)}
+    plan = Draw(faults=100, weights=weights, node="b", lost_s=7, **commands)
+    faults = draw(plan, 2).faults
+    assert {fault.kind for fault in faults} == {"node_lost", "kill"}
+    (lost,) = (fault for fault in faults if fault.kind == "node_lost")
+    assert (lost.node, lost.duration_s) == ("b", 7)
 
 
 @pytest.mark.parametrize(
