@@ -18,6 +18,7 @@ from .. import UserError, __version__
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT, Event, OnEvent, Outcome, WorkerSpec
 from .bench_cli import app as bench_app
+from .chaos_cli import chaos
 from .ckpt_cli import app as ckpt_app
 from .config import RESOLVED, RunConfig, dump, load
 from .kernels_cli import app as kernels_app
@@ -38,6 +39,7 @@ app.add_typer(kernels_app, name="kernels")
 app.add_typer(bench_app, name="bench")
 app.add_typer(ckpt_app, name="ckpt")
 app.command()(size)
+app.command()(chaos)
 
 CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
 

@@ -1,5 +1,6 @@
 """The training loop: knows data, engine and checkpoints, and nothing of how they work."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,11 @@ class Training:
         self._passed = self._share(passed_over(config.folder) if self.log else None)
         self.loader.pass_over(self._passed)
         self._saved = self._resume()
+        self._chaos = None
+        if "MOELSTROM_CHAOS" in os.environ:
+            from .chaos.hook import Hook
+
+            self._chaos = Hook.from_env(dp.rank)
 
     def run(self) -> bool:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
@@ -184,6 +190,8 @@ class Training:
             batches = self.loader.next()
         samples = first, self.loader.position
         with CLOCK.stage("compute"):
+            if self._chaos:
+                self._chaos.before_step(self.engine.steps_done + 1, self.engine.model)
             metrics = self.engine.step(batches, self._hooks)
         step, seconds = self.engine.steps_done, time.perf_counter() - started
         self._judge(step, metrics, samples)

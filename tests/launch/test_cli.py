@@ -30,6 +30,7 @@ BENCH |= {"--threshold"}
 COMMANDS = {
     "": {"--version"},
     "train": {"config", "--set", "--dry-run", "--no-dry-run", "--json"},
+    "chaos": {"config", "--set", "--scenario", "--random", "--seed", "--spacing", "--json"},
     "report": {"folder"},
     "data": set(),
     "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},

@@ -1,0 +1,209 @@
+"""What a run made of its faults: how long each phase took, and which steps and samples it cost."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...cluster.spec import Event
+from ..health import passed_over
+from ..log import read
+from .injector import Injection
+
+PHASES = ("detect_s", "regroup_s", "load_s", "first_step_s", "down_s")
+NOTICES = {
+    "nan": {"skipped", "rolled_back"},
+    "slow": {"straggler"},
+    "disk_full": {"checkpoint_note"},
+}
+"""Kinds of event, or phases of the time line, by which a fault is noticed without a restart."""
+KEPT = {"timeline", "spawned", "run", "resume"}.union(*NOTICES.values())
+
+
+class Recorder:
+    """Keeps the events of a run that its faults are judged by: few, and small."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self.events: list[Event] = []
+
+    def on_event(self, rank: int | None, event: Event) -> None:
+        """Take an event of `run_group`."""
+        kind = event["kind"]
+        if kind == "step" and rank == 0:
+            self.events.append({"kind": kind, "time": event["time"], "step": event["step"]})
+        elif kind in KEPT:
+            self.events.append({**event, "rank": rank})
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A fault and its end. Seconds: until it was `detect`ed, from there until all processes ran
+    again (`regroup`), until the checkpoint was loaded (`load`), until a step was done
+    (`first_step`), and from the fault to that step (`down`); None where there was no such phase.
+    `steps_lost` were done twice. `overcome`: the run went past the step of the fault."""
+
+    fault: Injection
+    overcome: bool
+    detect_s: float | None
+    regroup_s: float | None
+    load_s: float | None
+    first_step_s: float | None
+    down_s: float | None
+    steps_lost: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of the final history (the last record of each step): indices that no step used, that two
+    used, and that a policy passed over on purpose. None: the log does not say."""
+
+    lost: int
+    repeated: int
+    passed_over: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run under faults. `goodput` is the time of the steps that count over the whole time."""
+
+    exit_code: int
+    message: str
+    steps: int
+    restarts: int
+    not_reached: int
+    """Faults of the scenario whose moment never came."""
+    wall_s: float
+    goodput: float
+    samples: Samples | None
+    recoveries: list[Recovery]
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run finished, every fault was overcome and no sample was lost or repeated."""
+        whole = self.samples is None or not (self.samples.lost or self.samples.repeated)
+        return self.exit_code == 0 and whole and all(r.overcome for r in self.recoveries)
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {"ok": self.ok, "phases": phase_summary(self.recoveries), **asdict(self)}
+
+
+def judge(
+    folder: Path,
+    recorder: Recorder,
+    done: Sequence[Injection],
+    *,
+    faults: int,
+    exit_code: int,
+    message: str,
+) -> Report:
+    """The report of a run whose output is `folder`; `faults` is how many it should have met."""
+    steps = {r["step"]: r for r in read(folder) if r["kind"] == "step"}
+    times = [event["time"] for event in recorder.events] or [0.0]
+    wall = max(times) - min(times)
+    restarts = [e["restart"] for e in recorder.events if e["kind"] == "timeline"]
+    return Report(
+        exit_code=exit_code,
+        message=message,
+        steps=max(steps, default=0),
+        restarts=max(restarts, default=0),
+        not_reached=faults - len(done),
+        wall_s=wall,
+        goodput=sum(r["step_s"] for r in steps.values()) / wall if wall else 0.0,
+        samples=samples(list(steps.values()), passed_over(folder)),
+        recoveries=recoveries(recorder.events, done, exit_code == 0),
+        events=recorder.events,
+    )
+
+
+def recoveries(
+    events: Sequence[Event], done: Sequence[Injection], finished: bool
+) -> list[Recovery]:
+    """One for each fault, out of the events between it and the next."""
+    ends = [fault.time for fault in done[1:]] + [float("inf")]
+    return [
+        _recovery(fault, [e for e in events if fault.time <= e["time"] < end], finished)
+        for fault, end in zip(done, ends, strict=True)
+    ]
+
+
+def _recovery(fault: Injection, after: Sequence[Event], finished: bool) -> Recovery:
+    detected = _first(after, "detected")
+    regrouped = _first(after, "regrouped", detected or fault.time)
+    loaded = _first(after, "resume", regrouped)
+    began = loaded if loaded is not None else _first(after, "run", regrouped)
+    step = None if regrouped is None else _first(after, "step", began or regrouped)
+    noticed = detected if detected is not None else _noticed(fault, after)
+    past = any(e["kind"] == "step" and e["step"] > fault.step for e in after)
+    return Recovery(
+        fault=fault,
+        overcome=past or finished,
+        detect_s=_between(fault.time, noticed),
+        regroup_s=_between(detected, regrouped),
+        load_s=_between(regrouped, began),
+        first_step_s=_between(began, step),
+        down_s=_between(fault.time, step),
+        steps_lost=_steps_lost(fault, after, regrouped),
+    )
+
+
+def _first(events: Iterable[Event], name: str, after: float | None = 0.0) -> float | None:
+    """When the first event of this kind, or phase of the time line, came at or after a time."""
+    if after is None:
+        return None
+    found = (e["time"] for e in events if name in (e["kind"], e.get("phase")))
+    return min((time for time in found if time >= after), default=None)
+
+
+def _noticed(fault: Injection, events: Iterable[Event]) -> float | None:
+    signs = NOTICES.get(fault.kind, set())
+    found = [e["time"] for e in events if {e["kind"], e.get("phase")} & signs]
+    return min(found, default=None)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round(end - start, 4)
+
+
+def _steps_lost(fault: Injection, after: Sequence[Event], regrouped: float | None) -> int:
+    """Steps that were done and are done again: past the step that the restart went back to."""
+    steps = [e for e in after if e["kind"] == "step"]
+    again = [e["step"] for e in steps if regrouped is not None and e["time"] >= regrouped]
+    if regrouped is None or not again:
+        return 0
+    done = max([fault.step, *(e["step"] for e in steps if e["time"] < regrouped)])
+    return max(0, done - again[0] + 1)
+
+
+def samples(steps: Sequence[dict[str, Any]], policy: Sequence[tuple[int, int]]) -> Samples | None:
+    """Count over the steps' ranges `samples`: [first, last + 1)."""
+    if not steps or any("samples" not in record for record in steps):
+        return None
+    lost = repeated = 0
+    expected = 0
+    passed = sum(last - first for first, last in policy)
+    ranges = [tuple(record["samples"]) for record in steps] + list(policy)
+    for first, last in sorted(ranges):
+        lost += max(0, first - expected)
+        repeated += max(0, min(last, expected) - first)
+        expected = max(expected, last)
+    return Samples(lost=lost, repeated=repeated, passed_over=passed)
+
+
+def phase_summary(found: Sequence[Recovery]) -> dict[str, dict[str, float]]:
+    """Median, 95th percentile and largest of each phase over the faults that had it, in seconds."""
+    summary = {}
+    for phase in PHASES:
+        values = sorted(v for r in found if (v := getattr(r, phase)) is not None)
+        if values:
+            rank = min(len(values) - 1, round(0.95 * (len(values) - 1)))
+            summary[phase] = {
+                "count": len(values),
+                "median": statistics.median(values),
+                "p95": values[rank],
+                "max": values[-1],
+            }
+    return summary
