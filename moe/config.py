@@ -179,3 +179,7 @@ class CheckpointConfig(Section):
     """Write to disk behind the training steps."""
     replicas: bool = False
     """Keep the newest checkpoint in memory too, each rank's part on its own and on another node."""
+    retries: NonNegative = 3
+    """How often a save is tried again where the disk was full, failed or was read-only."""
+    retry_wait_s: Annotated[float, Field(ge=0)] = 5.0
+    """Pause before each new try; training goes on meanwhile."""

@@ -59,7 +59,7 @@ class TensorFile:
 
     def write(self, key: str, data: torch.Tensor, offset: int = 0) -> None:
         """Write `data` (contiguous, CPU) from element `offset` of the flattened tensor `key` on."""
-        raw = memoryview(data.reshape(-1).view(torch.uint8).numpy())
+        raw = data.reshape(-1).view(torch.uint8).numpy().data
         write_all(self._fd, raw, self._starts[key] + offset * self._itemsize[key])
 
     def close(self) -> None:

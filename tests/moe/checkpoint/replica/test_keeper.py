@@ -31,15 +31,12 @@ def place(root: Path, node: int) -> None:
 
 
 def save(engine: Engine, path: Path, keeper: Keeper | None) -> None:
-    """Save, and keep the save in memory, as the saver does."""
-    rank, step = dist.get_rank(), engine.steps_done
-    saver = Saver(CheckpointConfig(path=str(path)), rank, dist.get_world_size())
-    saver.save(step, engine.export_state(), {})
+    """Save, in memory too."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    saver = Saver(CheckpointConfig(path=str(path)), rank, world, keeper=keeper)
+    saver.save(engine.steps_done, engine.export_state(), {})
     saver.close()
     dist.barrier()
-    if keeper:
-        keeper.keep(step, step_folder(path, step) / shard_name(rank))
-        keeper.commit(step, (step_folder(path, step) / MANIFEST).read_bytes())
 
 
 def base(root: Path) -> dict[str, Any]:
