@@ -25,6 +25,7 @@ class ShardFile:
         self._file = path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
         self._header, self._start = self._load_header()
+        self._found: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = {}
 
     def keys(self) -> list[str]:
         """The names of its tensors."""
@@ -32,6 +33,11 @@ class ShardFile:
 
     def find(self, key: str) -> tuple[torch.dtype, tuple[int, ...], int]:
         """A tensor's dtype, shape, and the byte at which its data begins."""
+        if key not in self._found:
+            self._found[key] = self._find(key)
+        return self._found[key]
+
+    def _find(self, key: str) -> tuple[torch.dtype, tuple[int, ...], int]:
         entry = self._header.get(key)
         if not isinstance(entry, dict):
             raise ValueError(f"it has no tensor {key!r}")

@@ -62,8 +62,11 @@ class TensorFile:
 
     def write(self, key: str, data: torch.Tensor, offset: int = 0) -> None:
         """Write `data` (contiguous, CPU) from element `offset` of the flattened tensor `key` on."""
-        raw = data.reshape(-1).view(torch.uint8).numpy().data
-        write_all(self._fd, raw, self._starts[key] + offset * self._itemsize[key])
+        self.write_bytes(key, data.reshape(-1).view(torch.uint8).numpy().data, offset)
+
+    def write_bytes(self, key: str, data: memoryview, offset: int = 0) -> None:
+        """The same for raw bytes."""
+        write_all(self._fd, data, self._starts[key] + offset * self._itemsize[key])
 
     def close(self) -> None:
         """Flush to disk and close."""

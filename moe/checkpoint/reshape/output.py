@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .... import UserError
 from .. import folder as disk
@@ -45,8 +44,7 @@ class Output:
 
     def write(self, part: Part, begin: int, data: np.ndarray) -> None:
         """Write the elements of `part` from its own element `begin` on."""
-        raw = torch.from_numpy(data.view(np.uint8))
-        self._files[part.rank].write(part.key, raw, begin)
+        self._files[part.rank].write_bytes(part.key, data.view(np.uint8).data, begin)
 
     def sha256(self, part: Part, buffer: memoryview) -> str:
         """Of what the part's place holds now."""

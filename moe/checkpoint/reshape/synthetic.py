@@ -1,4 +1,4 @@
-"""The state of a model that nobody trained: random bits under the canonical names, to measure with."""
+"""The state of a model that nobody trained, to measure with: random bits, canonical names."""
 
 import math
 import zlib
