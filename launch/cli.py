@@ -18,6 +18,7 @@ from .. import UserError, __version__
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT, Event, WorkerSpec
 from .bench_cli import app as bench_app
+from .ckpt_cli import app as ckpt_app
 from .config import RESOLVED, RunConfig, dump, load
 from .kernels_cli import app as kernels_app
 from .size_cli import size
@@ -35,6 +36,7 @@ data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(bench_app, name="bench")
+app.add_typer(ckpt_app, name="ckpt")
 app.command()(size)
 
 CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")

@@ -1,8 +1,19 @@
-"""What the commands share on a terminal: where tables go, and files refused before the work."""
+"""What the commands share on a terminal: where tables and progress go, and files refused before
+the work."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from .. import UserError
 
@@ -24,3 +35,14 @@ def check_writable(option: str, path: Path | None) -> None:
         path.open("a").close()
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None
+
+
+@contextmanager
+def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error while it is a terminal; call it with bytes done and in all."""
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+    with Progress(TextColumn(label), *columns, **shown) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -8,15 +8,19 @@ import hashlib
 import json
 import math
 import reprlib
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ... import UserError
+from .cover import check_cover
+from .source import Slab
 
 FORMAT = "moelstrom-checkpoint"
-VERSION = 1
+VERSION: Literal[2] = 2
+"""1 had plain ranges only; both are read."""
 FIX = "resume from an older checkpoint, or restore this file from a copy"
 
 DTYPES: dict[str, torch.dtype] = {
@@ -48,7 +52,8 @@ class _Strict(BaseModel):
 
 
 class Piece(_Strict):
-    """Elements [offset, offset + numel) of a flattened logical tensor, under `key` in `file`."""
+    """Elements of a flattened logical tensor, 1-D under `key` in `file`: [offset, offset + numel),
+    or `rows` equal runs, each one's start `stride` behind the last one's (see `source.Slab`)."""
 
     file: FileName
     key: Name
@@ -56,11 +61,32 @@ class Piece(_Strict):
     numel: Annotated[int, Field(ge=1, le=MAX_BYTES)]
     sha256: Sha256
     """Of the raw little-endian bytes."""
+    rows: Annotated[int, Field(ge=1, le=MAX_BYTES)] = 1
+    stride: Count = 0
+
+    @property
+    def run(self) -> int:
+        """Consecutive elements of a row."""
+        return self.numel // self.rows
 
     @property
     def end(self) -> int:
         """One past the last element."""
-        return self.offset + self.numel
+        return self.offset + (self.rows - 1) * self.stride + self.run
+
+    def slab(self, name: str) -> Slab:
+        """The same elements, of the logical tensor `name`."""
+        return Slab(name, self.offset, self.run, self.rows, self.stride)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Piece":
+        if self.numel % self.rows:
+            raise ValueError(f"{self.numel} elements make no {self.rows} equal rows")
+        if self.rows == 1 and self.stride:
+            raise ValueError(f"one row has no stride, but it is {self.stride}")
+        if self.rows > 1 and self.stride < self.run:
+            raise ValueError(f"stride {self.stride} is below the run of {self.run} elements")
+        return self
 
 
 class TensorEntry(_Strict):
@@ -69,6 +95,8 @@ class TensorEntry(_Strict):
     dtype: str
     shape: Annotated[list[Count], Field(max_length=16)]
     pieces: list[Piece]
+    sha256: Sha256 | None = None
+    """Of all its raw bytes in logical order, where the writer knew them."""
 
     @property
     def numel(self) -> int:
@@ -80,6 +108,17 @@ class TensorEntry(_Strict):
         """Bytes of one element."""
         return DTYPES[self.dtype].itemsize
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every piece is one range."""
+        return all(piece.rows == 1 for piece in self.pieces)
+
+    @property
+    def logical_sha256(self) -> str | None:
+        """The same for every layout: of all bytes in logical order. None: not known."""
+        whole = len(self.pieces) == 1 and self.pieces[0].rows == 1
+        return self.pieces[0].sha256 if whole else self.sha256
+
     @model_validator(mode="after")
     def _check(self) -> "TensorEntry":
         if self.dtype not in DTYPES:
@@ -87,7 +126,9 @@ class TensorEntry(_Strict):
         if self.numel * self.itemsize > MAX_BYTES:
             raise ValueError(f"shape {self.shape} is too large to be real")
         self.pieces.sort(key=lambda piece: piece.offset)
-        _check_cover(self.pieces, self.numel)
+        check_cover(self.pieces, self.numel)
+        if self.sha256 not in (None, self.logical_sha256):
+            raise ValueError("its SHA-256 is not that of its only piece")
         return self
 
 
@@ -95,7 +136,7 @@ class Manifest(_Strict):
     """Everything a checkpoint holds."""
 
     format: Literal["moelstrom-checkpoint"] = "moelstrom-checkpoint"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = VERSION
     step: Count
     meta: dict[str, Any]
     files: dict[FileName, Count]
@@ -116,20 +157,6 @@ class Manifest(_Strict):
         return self
 
 
-def _check_cover(pieces: list[Piece], numel: int) -> None:
-    end = 0
-    for piece in pieces:
-        if piece.offset != end:
-            kind = "missing" if piece.offset > end else "held twice"
-            first, last = sorted((end, piece.offset))
-            raise ValueError(f"elements [{first}, {last}) are {kind}")
-        end = piece.end
-    if end < numel:
-        raise ValueError(f"elements [{end}, {numel}) are missing")
-    if end > numel:
-        raise ValueError(f"a piece ends at {end}, but the tensor has {numel} elements")
-
-
 def _check_piece(
     name: str, piece: Piece, files: dict[str, int], seen: set[tuple[str, str]]
 ) -> None:
@@ -146,8 +173,10 @@ def digest(data: torch.Tensor) -> str:
 
 
 def dump(manifest: Manifest) -> bytes:
-    """The manifest as JSON bytes."""
-    return json.dumps(manifest.model_dump(), allow_nan=False, separators=(",", ":")).encode()
+    """The manifest as JSON bytes; what plain pieces leave out is left out."""
+    data = {"format": manifest.format, "version": manifest.version}
+    data |= manifest.model_dump(exclude_defaults=True)
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
 
 
 def parse(text: bytes, source: str) -> Manifest:
@@ -161,10 +190,10 @@ def parse(text: bytes, source: str) -> Manifest:
         raise UserError(f"{source}: not a valid manifest ({error}): {FIX}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f"{source}: not a manifest of a {FORMAT}: {FIX}")
-    if data.get("version") != VERSION:
+    if data.get("version") not in (1, VERSION):
         raise UserError(
             f"{source}: version {reprlib.repr(data.get('version'))}, but this moelstrom "
-            f"reads version {VERSION}: use the moelstrom that wrote it"
+            f"reads versions 1 and {VERSION}: use the moelstrom that wrote it"
         )
     try:
         return Manifest.model_validate(data)

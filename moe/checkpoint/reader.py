@@ -1,21 +1,27 @@
 """Read checkpoints: any range of any logical tensor, checked against its SHA-256."""
 
+import hashlib
 import logging
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ... import UserError
 from . import folder as disk
-from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, digest, parse
+from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, parse
+from .shardfile import ShardFile
 from .source import TensorInfo
+from .strides import below, scatter, word_type, words
 
 HASH_THREADS = min(8, os.cpu_count() or 1)
+HASH_BYTES = 2**22
+"""Read and hashed at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +29,7 @@ class Reader:
     """One complete checkpoint; `tensors` names every logical tensor, with dtype and shape.
 
     Opening it checks the marker, the manifest and the size of every file, not yet the data: each
-    piece is hashed when it is first read. Files are memory-mapped, so a narrow range of a checked
+    piece is hashed when it is first read. Data is read by ranges, so a narrow one of a checked
     piece costs only its own bytes.
 
     Raises UserError, naming the file and what to do, for anything incomplete or damaged.
@@ -38,7 +44,7 @@ class Reader:
             name: TensorInfo(DTYPES[entry.dtype], tuple(entry.shape))
             for name, entry in self._manifest.tensors.items()
         }
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, ShardFile] = {}
         self._verified: set[tuple[str, str]] = set()
 
     @property
@@ -57,13 +63,23 @@ class Reader:
         entries = self._manifest.tensors.values()
         return sum(entry.numel * entry.itemsize for entry in entries)
 
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return dict(self._manifest.files)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of all tensors."""
+        return sum(len(entry.pieces) for entry in self._manifest.tensors.values())
+
     def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
         """Elements [offset, offset + numel) of the flattened tensor, as a new 1-D CPU tensor.
 
         `numel` None reads to the end. Raises UserError for a tensor or range that the checkpoint
         does not hold, and for a piece whose SHA-256 differs from the manifest's.
         """
-        entry = self._entry(name)
+        entry = self.entry(name)
         end = entry.numel if numel is None else offset + numel
         if not 0 <= offset <= end <= entry.numel:
             raise UserError(
@@ -71,18 +87,47 @@ class Reader:
                 "the model in the config differs from the one that was saved"
             )
         result = torch.empty(end - offset, dtype=DTYPES[entry.dtype])
-        for piece in entry.pieces:
-            first, last = max(offset, piece.offset), min(end, piece.end)
-            if first < last:
-                data = self._data(name, entry, piece)[first - piece.offset : last - piece.offset]
-                result[first - offset : last - offset] = data
+        out = words(result)
+        for piece in self._meeting(entry, offset, end):
+            self._check(name, entry, piece)
+            self._fill(name, entry, piece, offset, out)
         return result
+
+    def read_into(self, name: str, offset: int, out: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
+        """Fill `out` (unsigned integers of the element's size) from element `offset` on.
+
+        Unlike `read` it hashes nothing. The caller gets each piece that was read and what it gave,
+        in the piece's own order, and checks the SHA-256 when it has all of the piece.
+        """
+        entry = self.entry(name)
+        meeting = self._meeting(entry, offset, offset + len(out))
+        return [(piece, self._fill(name, entry, piece, offset, out)) for piece in meeting]
+
+    def check(self, name: str) -> None:
+        """Hash the tensor's pieces where that was not done. Raises UserError on damage."""
+        entry = self.entry(name)
+        for piece in entry.pieces:
+            self._check(name, entry, piece)
+
+    def entry(self, name: str) -> TensorEntry:
+        """What the manifest says of a tensor. Raises UserError for one that it lacks."""
+        entry = self._manifest.tensors.get(name)
+        if entry is None:
+            raise UserError(
+                f"{self.folder}: no tensor {name!r}: the model or optimizer in the config differs "
+                "from the one that was saved"
+            )
+        return entry
+
+    def damage(self, name: str, piece: Piece) -> UserError:
+        """The error to raise for a piece whose SHA-256 differs from the manifest's."""
+        return self._damaged(name, piece, "SHA-256 differs from the manifest's")
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Check every piece; `progress(done, total)` gets bytes. Raises UserError on damage."""
         done, total = 0, self.nbytes
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            for nbytes in pool.map(lambda item: self._data(*item).nbytes, self._pieces()):
+            for nbytes in pool.map(lambda item: self._check(*item), self._pieces()):
                 done += nbytes
                 if progress:
                     progress(done, total)
@@ -92,39 +137,69 @@ class Reader:
             for piece in entry.pieces:
                 yield name, entry, piece
 
-    def _entry(self, name: str) -> TensorEntry:
-        entry = self._manifest.tensors.get(name)
-        if entry is None:
-            raise UserError(
-                f"{self.folder}: no tensor {name!r}: the model or optimizer in the config differs "
-                "from the one that was saved"
-            )
-        return entry
+    def _meeting(self, entry: TensorEntry, first: int, last: int) -> Iterator[Piece]:
+        """The pieces that hold elements of [first, last)."""
+        pieces = entry.pieces if first < last else []
+        behind = bisect_left(pieces, last, key=lambda piece: piece.offset)
+        for piece in reversed(pieces[:behind]):
+            if below(piece, first) < below(piece, last):
+                yield piece
+            elif entry.plain:
+                return
 
-    def _data(self, name: str, entry: TensorEntry, piece: Piece) -> torch.Tensor:
-        """The piece as a memory-mapped tensor, hashed if this is its first use."""
-        try:
-            data = self._open(piece.file).get_tensor(piece.key)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise self._damaged(name, piece, str(error)) from None
-        if data.dtype != DTYPES[entry.dtype] or tuple(data.shape) != (piece.numel,):
-            raise self._damaged(name, piece, f"it is {data.dtype} {list(data.shape)}")
+    def _check(self, name: str, entry: TensorEntry, piece: Piece) -> int:
+        """Hash the piece if this is its first use; its bytes."""
+        nbytes = piece.numel * entry.itemsize
         if (piece.file, piece.key) not in self._verified:
-            if digest(data) != piece.sha256:
-                raise self._damaged(name, piece, "SHA-256 differs from the manifest's")
+            sha, done = hashlib.sha256(), 0
+            buffer = memoryview(bytearray(min(nbytes, HASH_BYTES)))
+            while done < nbytes:
+                part = buffer[: nbytes - done]
+                self._pread(name, entry, piece, done, part)
+                sha.update(part)
+                done += len(part)
+            if sha.hexdigest() != piece.sha256:
+                raise self.damage(name, piece)
             self._verified.add((piece.file, piece.key))
+        return nbytes
+
+    def _fill(
+        self, name: str, entry: TensorEntry, piece: Piece, first: int, out: np.ndarray
+    ) -> np.ndarray:
+        """Put the piece's elements inside [first, first + len(out)) into `out`; they alone."""
+        begin, end = below(piece, first), below(piece, first + len(out))
+        if piece.rows == 1:
+            at = piece.offset + begin - first
+            data = out[at : at + end - begin]
+        else:
+            data = np.empty(end - begin, word_type(entry.itemsize))
+        self._pread(name, entry, piece, begin * entry.itemsize, data.view(np.uint8).data)
+        if piece.rows > 1:
+            scatter(piece, first, out, data)
         return data
 
-    def _open(self, file: str) -> Any:
+    def _pread(
+        self, name: str, entry: TensorEntry, piece: Piece, begin: int, out: memoryview
+    ) -> None:
+        """Fill `out` from byte `begin` of the piece on."""
+        try:
+            file = self._open(piece.file)
+            dtype, shape, position = file.find(piece.key)
+            if dtype != DTYPES[entry.dtype] or shape != (piece.numel,):
+                raise ValueError(f"it is {dtype} {list(shape)}")
+            file.read_into(position + begin, out)
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, piece, _reason(error)) from None
+
+    def _open(self, file: str) -> ShardFile:
         if file not in self._files:
-            self._files[file] = safe_open(self.folder / file, framework="pt", device="cpu")
+            self._files[file] = ShardFile(self.folder / file)
         return self._files[file]
 
     def _damaged(self, name: str, piece: Piece, why: str) -> UserError:
-        last = piece.offset + piece.numel
+        where = f"damaged at {name!r} [{piece.offset}, {piece.end})"
         return UserError(
-            f"{self.folder / piece.file}: damaged at {name!r} [{piece.offset}, {last}), or not the "
-            f"file that was saved ({why}): {FIX}"
+            f"{self.folder / piece.file}: {where}, or not the file that was saved ({why}): {FIX}"
         )
 
 

@@ -46,7 +46,11 @@ class Source(Protocol):
     """A complete checkpoint under canonical names, whatever wrote it."""
 
     folder: Path
-    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every logical tensor's type and shape by its name."""
+        ...
 
     @property
     def step(self) -> int:

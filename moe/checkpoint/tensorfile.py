@@ -36,6 +36,7 @@ class TensorFile:
     """A new file that will hold `tensors` (key -> dtype and shape), in this order.
 
     Its whole size is reserved at once, so that a full disk refuses it before any data moves.
+    `keep` goes on with the data that a killed writer of the same tensors left.
     `write` may be called from many threads, for disjoint ranges; `close` flushes to disk. Raises
     OSError.
     """
@@ -45,10 +46,12 @@ class TensorFile:
         path: Path,
         tensors: Mapping[str, TensorInfo],
         metadata: Mapping[str, str] | None = None,
+        keep: bool = False,
     ) -> None:
         text, self._starts, self.size = layout(tensors, metadata)
         self._itemsize = {key: info.dtype.itemsize for key, info in tensors.items()}
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        truncate = 0 if keep else os.O_TRUNC
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | truncate, 0o644)
         try:
             if self.size:
                 os.posix_fallocate(self._fd, 0, self.size)
@@ -69,6 +72,10 @@ class TensorFile:
         finally:
             os.close(self._fd)
 
+    def abandon(self) -> None:
+        """Close without flushing."""
+        os.close(self._fd)
+
     def __enter__(self) -> "TensorFile":
         """The file itself; leaving without an error flushes it."""
         return self
@@ -83,7 +90,7 @@ class TensorFile:
         if kind is None:
             self.close()
         else:
-            os.close(self._fd)
+            self.abandon()
 
 
 def layout(

@@ -1,1 +1,1 @@
-"""Writes a checkpoint again for another layout: plan, run, compare."""
+"""A checkpoint of any layout into one of another, without a lost bit and in bounded memory."""

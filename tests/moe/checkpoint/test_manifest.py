@@ -67,7 +67,7 @@ def put(data: Any, *path: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["version"], 2, "version 2"),
+        (["version"], 3, "version 3"),
         (["version"], None, "version None"),
         (["format"], "other", "not a manifest"),
         (["step"], -1, "step: "),
@@ -93,6 +93,11 @@ def put(data: Any, *path: Any) -> None:
         (["tensors", "w", "pieces", 1, "file"], "../" + A, "file"),
         (["tensors", "w", "pieces", 1, "numel"], 0, "numel"),
         (["tensors", "w", "pieces", 1, "sha256"], "AB" * 32, "sha256"),
+        (["tensors", "w", "pieces", 1, "rows"], 2, "7 elements make no 2 equal rows"),
+        (["tensors", "w", "pieces", 1, "rows"], 7, "stride 0 is below the run of 1"),
+        (["tensors", "w", "pieces", 1, "stride"], 7, "one row has no stride"),
+        (["tensors", "w", "sha256"], "ab", "sha256"),
+        (["tensors", "scalar", "sha256"], "cd" * 32, "not that of its only piece"),
         (["tensors", "scalar", "pieces", 0, "key"], "w@0", "share key"),
         (["tensors", "w", "pieces", 0, "key"], "\ud800", "key"),
     ],

@@ -1,0 +1,125 @@
+"""What a checkpoint of a model should hold, and where the model's config is found."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import nn
+
+from .... import UserError
+from ...config import ModelConfig
+from ...layout import Groups
+from ...model import Model
+from ...naming import Logical, is_expert, logical_tensors
+from ..manifest import explain
+
+CONFIG = "config.yaml"
+WRAPPERS = {"model", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Modules that other libraries, torch.compile and our engines put around the model."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tensors of the model that `config` (with its vocabulary size) describes."""
+
+    config: ModelConfig
+
+    @cached_property
+    def model(self) -> Model:
+        """The whole model without data."""
+        groups = SimpleNamespace(ep=SimpleNamespace(rank=0, size=1))
+        with torch.device("meta"):
+            return Model(self.config, cast(Groups, groups))
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by its name, all experts of a layer in one."""
+        return dict(self.model.named_parameters())
+
+    @cached_property
+    def buffers(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every buffer by its name."""
+        return {name: tuple(b.shape) for name, b in self.model.named_buffers()}
+
+    def logicals(self, name: str) -> list[Logical]:
+        """The logical tensors in the parameter or buffer `name`, in memory order."""
+        if name in self.parameters:
+            return logical_tensors(name, self.parameters[name])
+        return [Logical(name, self.buffers[name], 0)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the parameter or buffer `name`."""
+        found = self.parameters.get(name)
+        return self.buffers[name] if found is None else tuple(found.shape)
+
+    def numel(self, name: str) -> int:
+        """Elements of the parameter or buffer `name`."""
+        return math.prod(self.shape(name))
+
+    def expert(self, name: str) -> bool:
+        """Whether `name` stacks experts."""
+        return name in self.parameters and is_expert(self.parameters[name])
+
+    def known(self, name: str) -> str | None:
+        """The model's own name for `name`, without wrapping modules; None if it has none."""
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        return bare if bare in self.parameters or bare in self.buffers else None
+
+
+def find_model(folder: Path, meta: dict[str, Any], model: ModelConfig | None) -> ModelConfig:
+    """`model`, else the one in the checkpoint's own `meta`, else that of the `config.yaml` of the
+    run around `folder`. Its vocabulary may be 0: `with_vocabulary` sets it.
+
+    Raises UserError if there is none.
+    """
+    if model is not None:
+        return model
+    if isinstance(meta.get("model"), dict):
+        return _model(meta["model"], str(folder))
+    for place in _around(folder):
+        if (place / CONFIG).is_file():
+            return _model(_section(place / CONFIG), str(place / CONFIG))
+    raise UserError(
+        f"{folder}: a checkpoint of another library, and no config.yaml beside or above it: put "
+        "the run's config.yaml into the folder, or name it with --model"
+    )
+
+
+def with_vocabulary(config: ModelConfig, rows: int) -> ModelConfig:
+    """The config with the vocabulary of an embedding of `rows`, where it names none."""
+    return config if config.vocab_size else config.model_copy(update={"vocab_size": rows})
+
+
+def read_config(file: Path) -> ModelConfig:
+    """The model of a run's YAML file. Raises UserError."""
+    return _model(_section(file), str(file))
+
+
+def _around(folder: Path) -> Iterator[Path]:
+    """The folder, and those that a run puts around its checkpoints (run/checkpoints/step/tag)."""
+    place = folder.resolve()
+    yield place
+    yield from list(place.parents)[:3]
+
+
+def _section(file: Path) -> Any:
+    try:
+        data = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: cannot be read ({reason}): give a run's YAML file") from None
+    return data.get("model", {}) if isinstance(data, dict) else None
+
+
+def _model(data: Any, where: str) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: model: {explain(error)}") from None
