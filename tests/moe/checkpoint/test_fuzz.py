@@ -31,6 +31,8 @@ TEXTS += [
     "__metadata__",
     "\x00",
     "a\nb",
+    "rows",
+    "stride",
     "\ud800",
     "é" * 2000,
     "nan",
