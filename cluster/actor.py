@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Start:
     log_path: str | None
     cpus: int
     hide_gpus: bool
+    attempt: int
+    """Tells this worker's events from those of the ones before it."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,26 @@ class Poll:
     """An answer to a long poll; after an `exit` event nothing follows."""
 
     events: tuple[Event, ...]
+    first: int
+    """How many events of this attempt came before them."""
     silent_s: float | None
     """Seconds since the worker's last sign of life; None before the first."""
+    stage: str | None
+    """What the worker's last beat says that it does."""
 
 
 class WorkerActor:
-    """Runs in a Ray worker process; all methods run on its event loop."""
+    """Runs in a Ray worker process; all methods run on its event loop. Holds one worker at a time,
+    for one attempt after the other."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
-        self._ready = asyncio.Event()
+        self._dropped = 0
+        self._more = asyncio.Event()
         self._process: WorkerProcess | None = None
+        self._attempt = -1
+        self._renewed = time.monotonic()
+        self._lease: asyncio.Task[None] | None = None
 
     async def site(self) -> Site:
         """Where this actor runs."""
@@ -67,13 +79,25 @@ class WorkerActor:
             port: int = server.getsockname()[1]
         return port
 
+    async def hold(self, lease_s: float) -> None:
+        """From now on end the worker and this actor when nobody calls `renew` for `lease_s`: a node
+        that is cut off must not go on writing into a run that has moved on."""
+        self._renewed = time.monotonic()
+        self._lease = asyncio.create_task(self._end_when_forgotten(lease_s))
+
+    async def renew(self) -> None:
+        """Say that the supervisor still counts on this actor."""
+        self._renewed = time.monotonic()
+
     async def start(self, start: Start) -> int:
         """Start the worker and return its process id. Raises OSError (cwd missing, no process)."""
         loop = asyncio.get_running_loop()
+        self._events.clear()
+        self._dropped, self._attempt = 0, start.attempt
 
         def on_event(event: Event) -> None:
             with suppress(RuntimeError):  # The loop is closed: the actor is going away.
-                loop.call_soon_threadsafe(self._push, event)
+                loop.call_soon_threadsafe(self._push, start.attempt, event)
 
         self._process = WorkerProcess(
             start.command,
@@ -84,14 +108,25 @@ class WorkerActor:
         )
         return self._process.pid
 
-    async def next_events(self, timeout_s: float) -> Poll:
-        """Events as soon as there are any, or an empty answer after `timeout_s`."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._ready.wait(), timeout_s)
-        events = tuple(self._events)
-        self._events.clear()
-        self._ready.clear()
-        return Poll(events, None if self._process is None else self._process.silent_s)
+    async def next_events(self, attempt: int, seen: int, timeout_s: float) -> Poll:
+        """Events of `attempt` as soon as there are more than the `seen` first, or an empty answer
+        after `timeout_s`. Those seen are forgotten; an answer that was lost can be had again."""
+        while attempt == self._attempt and self._dropped < seen and self._events:
+            self._events.popleft()
+            self._dropped += 1
+        if not self._events:
+            self._more.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._more.wait(), timeout_s)
+        if attempt != self._attempt or self._process is None:
+            return Poll((), 0, None, None)
+        silent_s, stage = self._process.silent_s, self._process.stage
+        return Poll(tuple(self._events), self._dropped, silent_s, stage)
+
+    async def terminate(self) -> None:
+        """SIGTERM the worker: it may save before it goes."""
+        if self._process is not None:
+            self._process.terminate()
 
     async def kill(self) -> bool:
         """SIGKILL the worker's session; True when it is gone."""
@@ -99,13 +134,16 @@ class WorkerActor:
             return True
         return await asyncio.to_thread(self._process.kill)
 
-    async def pid(self) -> int | None:
-        """The worker's process id; None before `start`."""
-        return None if self._process is None else self._process.pid
+    async def _end_when_forgotten(self, lease_s: float) -> None:
+        while time.monotonic() - self._renewed < lease_s:
+            await asyncio.sleep(lease_s / 20)
+        await self.kill()
+        os._exit(1)  # Gives the actor's resources back, which nobody else could.
 
-    def _push(self, event: Event) -> None:
-        self._events.append(event)
-        self._ready.set()
+    def _push(self, attempt: int, event: Event) -> None:
+        if attempt == self._attempt:
+            self._events.append(event)
+            self._more.set()
 
 
 def worker_env(base: dict[str, str], start: Start, address: str) -> dict[str, str]:

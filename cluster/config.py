@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ClusterConfig(BaseModel):
@@ -48,3 +48,9 @@ class ClusterConfig(BaseModel):
     """After SIGTERM the workers have this long to save and exit before they are killed."""
     env: dict[str, str] = {}
     """Extra environment of every worker."""
+
+    @model_validator(mode="after")
+    def _losses_need_freedom(self) -> "ClusterConfig":
+        if (self.spare_workers or self.elastic) and self.strategy.startswith("STRICT"):
+            raise ValueError("elastic and spare_workers need strategy PACK or SPREAD")
+        return self

@@ -6,23 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .spec import USER_ERROR_EXIT, Event
+from .spec import ROLLBACK_EXIT, USER_ERROR_EXIT, Event
 
 
 class Weight(IntEnum):
-    """How surely a fault is a cause: a killed rank makes its peers exit, never the reverse."""
+    """How surely a fault is a cause: a killed rank makes its peers exit, never the reverse; and two
+    exit codes are a rank's own decision."""
 
     USER_ERROR = 0
-    KILLED = 1
-    EXITED = 2
-    OVERDUE = 3
+    ROLLBACK = 1
+    KILLED = 2
+    EXITED = 3
+    OVERDUE = 4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One rank's failure; `time` is when it happened (UNIX seconds), as well as that is known."""
+    """One rank's failure, or that of a place without a rank (None); `time` is when it happened
+    (UNIX seconds), as well as that is known."""
 
-    rank: int
+    rank: int | None
     reason: str
     time: float
     weight: Weight
@@ -42,9 +45,13 @@ def exit_fault(rank: int, event: Event) -> Fault | None:
 
 def actor_fault(rank: int, error: Exception, last_seen: float) -> Fault:
     """The actor or its node died; `last_seen` is when it last answered (UNIX seconds)."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = next((line for line in lines if "died" in line), lines[0] if lines else repr(error))
-    return Fault(rank, f"the actor of rank {rank} died: {cause}", last_seen, Weight.KILLED)
+    reason = f"the actor of rank {rank} died: {_cause(error)}"
+    return Fault(rank, reason, last_seen, Weight.KILLED)
+
+
+def placement_fault(error: Exception) -> Fault:
+    """An actor died before it had a rank."""
+    return Fault(None, f"an actor died: {_cause(error)}", time.time(), Weight.KILLED)
 
 
 def silence_fault(rank: int, silent_s: float, limit_s: float) -> Fault:
@@ -56,14 +63,25 @@ def silence_fault(rank: int, silent_s: float, limit_s: float) -> Fault:
     return Fault(rank, reason, time.time() - silent_s, Weight.OVERDUE)
 
 
-def stall_fault(rank: int, step: int | None, idle_s: float, limit_s: float) -> Fault:
-    """Alive, but no event for longer than the limit."""
+def stall_fault(
+    rank: int, step: int | None, idle_s: float, limit_s: float, setting: str, stage: str | None
+) -> Fault:
+    """Alive, but no event for longer than the limit; `setting` of the cluster's section gave it, or
+    the worker's own announcement (`phase`)."""
     place = "before its first step" if step is None else f"after step {step}"
+    doing = "" if stage is None else f", in {stage}"
+    source = "the announced phase's limit" if setting == "phase" else f"cluster.{setting}"
     reason = (
-        f"rank {rank} made no progress for {idle_s:.1f} s {place} "
-        f"(cluster.progress_timeout_s {limit_s:g})"
+        f"rank {rank} made no progress for {idle_s:.1f} s {place}{doing} "
+        f"({source}: {limit_s:.3g} s)"
     )
     return Fault(rank, reason, time.time() - idle_s, Weight.OVERDUE)
+
+
+def leave_fault(rank: int, grace_s: float) -> Fault:
+    """Still there after SIGTERM."""
+    reason = f"rank {rank} was still there {grace_s:g} s after SIGTERM (cluster.preempt_grace_s)"
+    return Fault(rank, reason, time.time(), Weight.OVERDUE)
 
 
 def first_cause(faults: Iterable[Fault]) -> Fault:
@@ -71,7 +89,14 @@ def first_cause(faults: Iterable[Fault]) -> Fault:
     return min(faults, key=lambda fault: (fault.weight, fault.time))
 
 
+def _cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "died" in line), lines[0] if lines else repr(error))
+
+
 def _exit_text(code: int) -> str:
+    if code == ROLLBACK_EXIT:
+        return "asks for a roll-back"
     if code > 0:
         return f"exited with code {code}"
     try:
@@ -84,5 +109,7 @@ def _exit_text(code: int) -> str:
 def _exit_weight(code: int) -> Weight:
     if code == USER_ERROR_EXIT:
         return Weight.USER_ERROR
+    if code == ROLLBACK_EXIT:
+        return Weight.ROLLBACK
     # Communication libraries abort a rank that lost its peer, so SIGABRT proves nothing.
     return Weight.KILLED if code < 0 and code != -signal.SIGABRT else Weight.EXITED

@@ -1,31 +1,30 @@
-"""One attempt at running all ranks: placed, started, polled, killed.
+"""One attempt at running all ranks: started on given seats, polled, told to go, killed.
 
 Import this only within a `ray_session`.
 """
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import ActorUnavailableError, RayError
 
 from .. import UserError
-from .actor import Poll, Site, Start, WorkerActor
+from .actor import Poll, Start
 from .config import ClusterConfig
-from .faults import Fault, actor_fault, exit_fault, silence_fault, stall_fault
-from .placement import check_fits, cluster_text, gpus_per_worker, live_nodes
+from .faults import Fault, actor_fault
+from .placement import live_nodes
+from .reach import unreachable
+from .seats import START_TIMEOUT_S, Seat
 from .spec import Event, OnEvent, WorkerSpec
+from .watch import SILENT_S, RankWatch, overdue
 
 KILL_TIMEOUT_S = 6.0
-START_TIMEOUT_S = 120.0
-"""For Ray to start its own processes on the nodes."""
-BUSY_NOTICE_S = 5.0
+SILENT_KILL_S = 0.5
+"""For an answer of those that gave none before."""
 
 
 class StartError(Exception):
@@ -37,34 +36,21 @@ class StartError(Exception):
         self.fault = fault
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
-    """An actor, the rank it holds, and what was last heard of it."""
+    """A seat, the rank that it holds, and what is known of it."""
 
-    actor: Any
-    site: Site
-    rank: int = -1
+    seat: Seat
+    watch: RankWatch
     poll: Any = None
     """The long poll under way; None when there is nothing to wait for."""
-    answered: float = field(default_factory=time.monotonic)
-    progressed: float = field(default_factory=time.monotonic)
-    silent_s: float = 0.0
-    """Silence of the worker at the last answer."""
-    step: int | None = None
+    lost: bool = False
+    """Its actor is gone."""
 
-    def take(self, answer: Poll) -> Fault | None:
-        """Note what an answer says; the fault when it ends in a bad exit."""
-        self.answered = time.monotonic()
-        self.silent_s = answer.silent_s or 0.0
-        for event in answer.events:
-            if event["kind"] == "exit":
-                self.poll = None
-                return exit_fault(self.rank, event)
-            if event["kind"] != "log":
-                self.progressed = self.answered
-            if event["kind"] == "step":
-                self.step = event.get("step")
-        return None
+    @property
+    def rank(self) -> int:
+        """Its rank."""
+        return self.watch.rank
 
 
 class WorkerGroup:
@@ -74,37 +60,67 @@ class WorkerGroup:
         self,
         spec: WorkerSpec,
         config: ClusterConfig,
+        seats: Sequence[Seat],
         *,
+        has_gpus: bool,
         restart: int,
         on_event: OnEvent,
         log_dir: Path | None,
     ) -> None:
         """Nothing is started yet; `restart` counts the attempts before this one."""
         self._spec, self._config, self._restart = spec, config, restart
+        self._has_gpus = has_gpus
         self._on_event = on_event
         self._log_dir = log_dir
         self._poll_s = min(5.0, config.heartbeat_timeout_s / 6)
-        self._gpus = 0
-        self._placement: PlacementGroup | None = None
-        self._actors: list[Any] = []
-        self._members: list[Member] = []
         self._looked = time.monotonic()
+        self._members = [
+            Member(seat, RankWatch(rank, self._looked))
+            for rank, seat in enumerate(in_rank_order(seats))
+        ]
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return len(self._members)
 
     @property
     def finished(self) -> bool:
         """Whether no rank is left to wait for."""
         return all(member.poll is None for member in self._members)
 
-    def start(self) -> None:
-        """Place the actors and start every worker.
+    @property
+    def stepping(self) -> bool:
+        """Whether every rank has done a step, so that it can save when it is told to go."""
+        return all(member.watch.steps for member in self._members)
 
-        Raises UserError (no room, a node cannot start the command) and StartError.
-        """
-        self._make_actors(self._place())
-        sites = self._get([actor.site.remote() for actor in self._actors])
-        members = [Member(a, s) for a, s in zip(self._actors, sites, strict=True)]
-        self._members = in_rank_order(members)
-        self._start_workers()
+    @property
+    def left(self) -> bool:
+        """Whether the ranks saved and went because they were told to."""
+        return any(member.watch.left for member in self._members)
+
+    @property
+    def step(self) -> int | None:
+        """The last step that a rank told of."""
+        steps = [m.watch.step for m in self._members if m.watch.step is not None]
+        return max(steps, default=None)
+
+    @property
+    def last_rank(self) -> int:
+        """A rank that still runs; the last one when none does."""
+        return next((m.rank for m in self._members if m.poll is not None), self.size - 1)
+
+    def start(self) -> None:
+        """Start every worker. Raises UserError (a node cannot start the command), StartError."""
+        first = self._members[0]
+        port = self._get([first], [first.seat.actor.free_port.remote()])[0]
+        rendezvous = {"MASTER_ADDR": first.seat.site.address, "MASTER_PORT": str(port)}
+        calls = [m.seat.actor.start.remote(self._start_of(m, rendezvous)) for m in self._members]
+        pids = self._get(self._members, calls)
+        for member, pid in zip(self._members, pids, strict=True):
+            member.watch = RankWatch(member.rank, time.monotonic())
+            self._ask(member)
+            self._on_event(member.rank, self._spawned(member, pid))
 
     def poll(self, timeout_s: float) -> list[Fault]:
         """Forward the events that come within `timeout_s`; returns the faults among them."""
@@ -118,88 +134,32 @@ class WorkerGroup:
         return [fault for fault in found if fault is not None]
 
     def overdue(self) -> Fault | None:
-        """The rank that has been silent for too long, else the one that is stalled."""
+        """The rank that has been silent for too long, else the one that hangs."""
         # Not the present: handling events may take long here (a stopped terminal, say), which is no
         # silence of theirs.
-        now = self._looked
-        running = [member for member in self._members if member.poll is not None]
-        for member in running:
-            silent, limit = (
-                now - member.answered + member.silent_s,
-                self._config.heartbeat_timeout_s,
-            )
-            if silent > limit:
-                return silence_fault(member.rank, silent, limit)
-        stalled = min(running, key=lambda member: member.progressed, default=None)
-        limit = self._config.progress_timeout_s
-        if stalled is None or now - stalled.progressed <= limit:
-            return None
-        return stall_fault(stalled.rank, stalled.step, now - stalled.progressed, limit)
+        running = [member.watch for member in self._members if member.poll is not None]
+        return overdue(running, self._config, self._looked)
 
-    def stop(self) -> None:
-        """SIGKILL every worker, end the actors, give the resources back."""
-        kills = [actor.kill.remote() for actor in self._actors]
-        if kills:
-            ray.wait(kills, num_returns=len(kills), timeout=KILL_TIMEOUT_S)
-        for actor in self._actors:
-            with suppress(RayError, ValueError):
-                ray.kill(actor)
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-        self._actors, self._members, self._placement = [], [], None
+    def terminate(self) -> None:
+        """SIGTERM to every worker."""
+        for member in self._members:
+            if member.poll is not None:
+                member.seat.actor.terminate.remote()
 
-    def _place(self) -> PlacementGroup:
-        nodes = live_nodes()
-        if self._restart == 0:
-            # After a fault a lost node may yet come back, so a restart waits instead.
-            check_fits(nodes, self._spec.world_size, self._config)
-        self._gpus = gpus_per_worker(nodes, self._config)
-        bundle: dict[str, float] = {"CPU": self._config.cpus_per_worker}
-        if self._gpus:
-            bundle["GPU"] = self._gpus
-        bundles = [dict(bundle) for _ in range(self._spec.world_size)]
-        self._placement = placement_group(bundles, strategy=self._config.strategy)
-        self._wait_for_room(self._placement)
-        return self._placement
+    def stop(self) -> list[Seat]:
+        """SIGKILL every worker; returns the seats whose actors do not say that it is gone."""
+        calls = {m.seat.actor.kill.remote(): m for m in self._members}
+        waiting, gone = list(calls), set[Member]()
+        began = time.monotonic()
+        while waiting and not self._kill_is_over([calls[call] for call in waiting], began):
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.1)
+            gone.update(calls[call] for call in ready if _says_yes(call))
+        return [member.seat for member in self._members if member not in gone]
 
-    def _wait_for_room(self, placement: PlacementGroup) -> None:
-        began, told = time.monotonic(), False
-        while not placement.wait(timeout_seconds=1):
-            waited = time.monotonic() - began
-            if waited > self._config.progress_timeout_s:
-                raise UserError(
-                    f"no room for {self._spec.world_size} workers after {waited:.0f} s "
-                    f"(cluster.progress_timeout_s): {cluster_text(live_nodes())}; "
-                    "free the cluster, or bring lost nodes back"
-                )
-            if waited > BUSY_NOTICE_S and not told:
-                told = True
-                text = f"waiting for room in the cluster: {cluster_text(live_nodes())}"
-                self._on_event(None, {"kind": "waiting", "time": time.time(), "message": text})
-
-    def _make_actors(self, placement: PlacementGroup) -> None:
-        actor_class = ray.remote(WorkerActor)
-        for bundle in range(self._spec.world_size):
-            strategy = PlacementGroupSchedulingStrategy(
-                placement, placement_group_bundle_index=bundle
-            )
-            options = actor_class.options(
-                num_cpus=self._config.cpus_per_worker,
-                num_gpus=self._gpus,
-                scheduling_strategy=strategy,
-            )
-            self._actors.append(options.remote())
-
-    def _start_workers(self) -> None:
-        first = self._members[0]
-        port = self._get([first.actor.free_port.remote()])[0]
-        rendezvous = {"MASTER_ADDR": first.site.address, "MASTER_PORT": str(port)}
-        starts = [self._start_of(member, rendezvous) for member in self._members]
-        calls = [m.actor.start.remote(s) for m, s in zip(self._members, starts, strict=True)]
-        for member, pid in zip(self._members, self._get(calls), strict=True):
-            member.answered = member.progressed = time.monotonic()
-            member.poll = member.actor.next_events.remote(self._poll_s)
-            self._on_event(member.rank, self._spawned(member, pid))
+    def _kill_is_over(self, waiting: list[Member], began: float) -> bool:
+        spent = time.monotonic() - began
+        silent = all(m.lost or m.watch.silence(self._looked) > SILENT_S for m in waiting)
+        return spent > (SILENT_KILL_S if silent else KILL_TIMEOUT_S)
 
     def _start_of(self, member: Member, rendezvous: dict[str, str]) -> Start:
         log_path = None if self._log_dir is None else self._log_dir / f"rank-{member.rank}.log"
@@ -215,18 +175,19 @@ class WorkerGroup:
             cwd=str(Path.cwd()),
             log_path=None if log_path is None else str(log_path),
             cpus=self._config.cpus_per_worker,
-            hide_gpus=self._gpus == 0,
+            hide_gpus=not self._has_gpus,
+            attempt=self._restart,
         )
 
     def _rank_env(self, member: Member) -> dict[str, str]:
-        nodes = list(dict.fromkeys(other.site.node for other in self._members))
-        peers = [other.rank for other in self._members if other.site.node == member.site.node]
-        node_rank = str(nodes.index(member.site.node))
+        places = [other.seat.site.node for other in self._members]
+        node = member.seat.site.node
+        node_rank = str(list(dict.fromkeys(places)).index(node))
         return {
             "RANK": str(member.rank),
-            "WORLD_SIZE": str(len(self._members)),
-            "LOCAL_RANK": str(peers.index(member.rank)),
-            "LOCAL_WORLD_SIZE": str(len(peers)),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(places[: member.rank].count(node)),
+            "LOCAL_WORLD_SIZE": str(places.count(node)),
             "NODE_RANK": node_rank,
             "GROUP_RANK": node_rank,
         }
@@ -236,10 +197,14 @@ class WorkerGroup:
             "kind": "spawned",
             "time": time.time(),
             "pid": pid,
-            "node": member.site.address,
-            "gpus": list(member.site.gpus),
+            "node": member.seat.site.address,
+            "gpus": list(member.seat.site.gpus),
             "restart": self._restart,
         }
+
+    def _ask(self, member: Member) -> None:
+        actor, seen = member.seat.actor, member.watch.seen
+        member.poll = actor.next_events.remote(self._restart, seen, self._poll_s)
 
     def _receive(self, member: Member) -> Fault | None:
         try:
@@ -247,46 +212,65 @@ class WorkerGroup:
         except ActorUnavailableError:
             # Perhaps only the network: the missing answers count as silence.
             time.sleep(0.1)
-            member.poll = member.actor.next_events.remote(self._poll_s)
+            self._ask(member)
             return None
         except RayError as error:
+            member.poll, member.lost = None, True
+            seen = time.time() - (time.monotonic() - member.watch.answered)
+            return actor_fault(member.rank, error, seen)
+        fault = member.watch.take(answer, time.monotonic())
+        if member.watch.running:
+            self._ask(member)
+        else:
             member.poll = None
-            return actor_fault(member.rank, error, self._last_seen(member))
-        fault = member.take(answer)
-        if member.poll is not None:
-            member.poll = member.actor.next_events.remote(self._poll_s)
         for event in answer.events:
             self._on_event(member.rank, event)
         return fault
 
-    def _last_seen(self, member: Member) -> float:
-        return time.time() - (time.monotonic() - member.answered)
-
-    def _get(self, calls: Sequence[Any]) -> list[Any]:
+    def _get(self, members: Sequence[Member], calls: Sequence[Any]) -> list[Any]:
         """Results in order of `calls`, with the losses and refusals of nodes told apart."""
+        self._wait_for(members, calls)
         began, results = time.time(), []
-        limit = time.monotonic() + START_TIMEOUT_S
-        for index, call in enumerate(calls):
+        for member, call in zip(members, calls, strict=True):
             try:
-                results.append(ray.get(call, timeout=max(0.0, limit - time.monotonic())))
-            except GetTimeoutError as error:  # An OSError too, so it stands first.
-                raise StartError(actor_fault(index, error, began)) from error
+                results.append(ray.get(call, timeout=0))
             except OSError as error:
                 raise UserError(
                     f"a node of the cluster cannot start the worker in {Path.cwd()}: "
                     f"{str(error).strip().splitlines()[-1]}; run from a folder that all nodes share"
                 ) from error
             except RayError as error:
-                raise StartError(actor_fault(index, error, began)) from error
+                member.lost = True
+                raise StartError(actor_fault(member.rank, error, began)) from error
         return results
 
+    def _wait_for(self, members: Sequence[Member], calls: Sequence[Any]) -> None:
+        """Raise StartError for a member whose node answers no more, or that takes too long."""
+        began = time.monotonic()
+        owner = dict(zip(calls, members, strict=True))
+        waiting = list(calls)
+        while waiting:
+            waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)[1]
+            lost = unreachable(live_nodes()) if waiting else ()
+            for call in waiting:
+                member = owner[call]
+                late = time.monotonic() - began > START_TIMEOUT_S
+                if late or member.seat.site.node in lost:
+                    member.lost = True
+                    error = RuntimeError("its node died, or does not answer")
+                    raise StartError(actor_fault(member.rank, error, time.time()))
 
-def in_rank_order(members: Sequence[Member]) -> list[Member]:
-    """Number the members: ranks of one node stand together, in order of their GPUs."""
-    nodes = list(dict.fromkeys(member.site.node for member in members))
-    ordered = sorted(
-        members, key=lambda m: (nodes.index(m.site.node), [(len(gpu), gpu) for gpu in m.site.gpus])
+
+def _says_yes(call: Any) -> bool:
+    try:
+        return bool(ray.get(call, timeout=0))
+    except RayError:
+        return False
+
+
+def in_rank_order(seats: Sequence[Seat]) -> list[Seat]:
+    """Seats by rank: ranks of one node stand together, in order of their GPUs."""
+    nodes = list(dict.fromkeys(seat.site.node for seat in seats))
+    return sorted(
+        seats, key=lambda s: (nodes.index(s.site.node), [(len(gpu), gpu) for gpu in s.site.gpus])
     )
-    for rank, member in enumerate(ordered):
-        member.rank = rank
-    return ordered

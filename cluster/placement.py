@@ -11,11 +11,13 @@ from .ray_session import cluster_address, ray_session
 
 @dataclass(frozen=True)
 class Node:
-    """A live node's name and totals."""
+    """A live node's name and totals; its Ray id, and the address of its raylet."""
 
     name: str
     cpus: int
     gpus: int
+    id: str = ""
+    address: tuple[str, int] = ("", 0)
 
     def room(self, cpus: int, gpus: int) -> int:
         """How many workers of this size fit."""
@@ -67,6 +69,8 @@ def live_nodes() -> list[Node]:
             node["NodeManagerHostname"],
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
+            node["NodeID"],
+            (node["NodeManagerAddress"], node["NodeManagerPort"]),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -83,11 +87,7 @@ def gpus_per_worker(nodes: Sequence[Node], config: ClusterConfig) -> int:
 def check_fits(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> None:
     """Raise UserError when these nodes could not hold the group even if they were idle."""
     cpus, gpus = config.cpus_per_worker, gpus_per_worker(nodes, config)
-    rooms = [node.room(cpus, gpus) for node in nodes]
-    most = {
-        "STRICT_PACK": max(rooms, default=0),
-        "STRICT_SPREAD": sum(room > 0 for room in rooms),
-    }.get(config.strategy, sum(rooms))
+    most = largest_group(nodes, config)
     if most >= world_size:
         return
     raise UserError(
@@ -96,6 +96,15 @@ def check_fits(nodes: Sequence[Node], world_size: int, config: ClusterConfig) ->
         f"{cluster_text(nodes)}; use fewer workers, or change cluster.cpus_per_worker, "
         "cluster.gpus_per_worker (0: train on the CPU) or cluster.strategy"
     )
+
+
+def largest_group(nodes: Sequence[Node], config: ClusterConfig) -> int:
+    """How many workers these nodes hold when they are idle."""
+    gpus = gpus_per_worker(nodes, config)
+    rooms = [node.room(config.cpus_per_worker, gpus) for node in nodes]
+    if config.strategy == "STRICT_PACK":
+        return max(rooms, default=0)
+    return sum(room > 0 for room in rooms) if config.strategy == "STRICT_SPREAD" else sum(rooms)
 
 
 def cluster_text(nodes: Sequence[Node]) -> str:

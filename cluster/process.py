@@ -30,7 +30,7 @@ class WorkerProcess:
     `on_event` is called from reader threads: the worker's events, its output as
     {"kind": "log", "stream", "line"}, and last {"kind": "exit", "code" (negative: the signal),
     "message" (its `error` event's, else its last line on stderr), "stderr" (last lines)}. "alive"
-    events only move `silent_s`.
+    events only move `silent_s` and `stage`.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=KEPT_LINES)
         self._on_event = on_event
         self._beat: float | None = None
+        self.stage: str | None = None
+        """What the last beat says that the worker does."""
         self._log = _open_log(log_path)
         self._process, events_fd = _spawn(command, env, cwd)
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -66,6 +68,11 @@ class WorkerProcess:
     def silent_s(self) -> float | None:
         """Seconds since the last event or beat; None before the first."""
         return None if self._beat is None else time.monotonic() - self._beat
+
+    def terminate(self) -> None:
+        """SIGTERM to the worker alone: its children are its own to end."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
 
     def kill(self, timeout_s: float = 5.0) -> bool:
         """SIGKILL the whole session; True when the worker is gone within `timeout_s`."""
@@ -102,7 +109,9 @@ class WorkerProcess:
             return  # A worker killed in the middle of a write leaves half a line.
         if kind == "error":
             self._error = str(event.get("message", ""))
-        if kind != "alive":
+        if kind == "alive":
+            self.stage = event.get("stage")
+        else:
             self._on_event(event)
 
     def _wait(self) -> None:

@@ -12,7 +12,10 @@ FILE_NAME = "supervisor.jsonl"
 
 class Timeline:
     """Records phases: `started`, then per fault `fault` (when it happened), `detected`, `killed`,
-    `regrouped` (all processes started again), `resumed` (first step after it), last `ended`.
+    `regrouped` (all processes started again), `resumed` (first step after it), last `ended`. Before
+    `regrouped` stands `scaled` (ranks, before) where the number of ranks changes, and `preempted`
+    (step) where they saved and left. `straggler` (rank, node, step, part, factor, own_s, peers_s:
+    medians of its and its peers' own work) stands beside the others.
 
     Each is an event {"kind": "timeline", "phase", "time", "restart", "seconds" (since the phase
     before), "since_fault_s" (from a fault until work resumed), and its own fields}, given to
@@ -52,7 +55,8 @@ class Timeline:
         if self._fault is not None:
             event["since_fault_s"] = round(moment - self._fault, 3)
         event.update(fields if rank is None else {"rank": rank, **fields})
-        self._previous = moment
+        if phase != "straggler":
+            self._previous = moment
         if phase == "resumed":
             self._fault = None
         self._add(event, rank)

@@ -48,8 +48,11 @@ def test_reasons_of_exits(code: int, words: str, exit_code: int) -> None:
 
 def test_reasons_name_the_limit() -> None:
     assert "cluster.heartbeat_timeout_s 3" in silence_fault(0, 3.2, 3.0).reason
-    assert "after step 4" in stall_fault(0, 4, 10.0, 9.0).reason
-    assert "before its first step" in stall_fault(0, None, 10.0, 9.0).reason
+    reason = stall_fault(0, 4, 10.0, 9.0, "hang_floor_s", "compute").reason
+    assert "after step 4, in compute (cluster.hang_floor_s: 9 s)" in reason
+    assert (
+        "before its first step (the announced" in stall_fault(0, None, 10, 9, "phase", None).reason
+    )
 
 
 def test_a_dead_actor_is_told_by_the_line_that_says_why() -> None:

@@ -147,9 +147,8 @@ def test_a_users_mistake_is_not_restarted(run: Run) -> None:
 def test_the_restarts_run_out(run: Run) -> None:
     ran = run("steps(1); sys.exit(7 if rank == 0 else 0)")
     assert (ran.outcome.exit_code, ran.outcome.restarts) == (7, 1)
-    assert (
-        ran.outcome.message == "rank 0 exited with code 7; restarts used: 1 (cluster.max_restarts)"
-    )
+    message = "rank 0 exited with code 7; restarts used: 1 in 3600 s (cluster.max_restarts)"
+    assert ran.outcome.message == message
 
 
 def test_the_killed_rank_is_named_not_its_peer(run: Run) -> None:
@@ -207,3 +206,107 @@ def test_an_exception_in_the_callback_kills_the_group(run: Run) -> None:
     assert len(pids) == 2
     running = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     assert psutil.wait_procs(running, timeout=10)[1] == []
+
+
+ALL_REDUCE_STEPS = """
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for step in range(1000 if restart == 0 else 3):
+        writer.stage("compute", step)
+        time.sleep(0.05)
+        if restart == 0 and step == 20 and rank == {stuck}:
+            time.sleep(600)
+        writer.stage("wait", step)
+        dist.all_reduce(torch.ones(1))
+        writer.emit("step", step=step)
+    dist.destroy_process_group()
+"""
+
+
+def test_a_deadlocked_rank_is_named_within_ten_seconds(run: Run) -> None:
+    """With the defaults; its peer, which is rank 0, waits in an all-reduce."""
+    ran = run(ALL_REDUCE_STEPS.format(stuck=1))
+    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
+    phases = ran.phases()
+    assert phases["fault"]["reason"].startswith("rank 1 made no progress for")
+    assert "after step 19, in compute (cluster.hang_floor_s: 5 s)" in phases["fault"]["reason"]
+    assert phases["detected"]["since_fault_s"] < 10
+
+
+def test_a_stopped_rank_is_noticed_within_ten_seconds(run: Run) -> None:
+    """With the defaults; its peer waits for it."""
+    ran = run(
+        ALL_REDUCE_STEPS.format(stuck=9),
+        on_event=Attack(1, lambda pid: os.kill(pid, signal.SIGSTOP)),
+    )
+    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
+    assert ran.phases()["fault"]["rank"] == 1
+    assert ran.phases()["detected"]["since_fault_s"] < 10
+
+
+def test_an_announced_phase_is_no_hang(run: Run) -> None:
+    ran = run(
+        """
+        steps(5)
+        writer.emit("phase", name="evaluate", limit_s=30)
+        time.sleep(2.5)
+        steps(2)
+        """,
+        hang_floor_s=1,
+    )
+    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 0)
+
+
+def test_a_roll_back_does_not_count(run: Run, tmp_path: Path) -> None:
+    ran = run(
+        """
+        steps(2)
+        if restart < 2:
+            if rank == 0:
+                sys.exit(3)
+            time.sleep(0.1)
+            sys.exit(1)
+        """,
+        max_restarts=0,
+    )
+    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 2)
+    assert ran.phases()["fault"]["reason"] == "rank 0 asks for a roll-back"
+
+
+def test_restarts_are_counted_within_the_window(run: Run) -> None:
+    body = "steps(1); time.sleep(1.2); sys.exit(restart < 3)"
+    assert run(body, restart_window_s=1).outcome.exit_code == 0
+    outcome = run(body, restart_window_s=0).outcome
+    assert (outcome.exit_code, outcome.restarts) == (1, 1)
+    assert outcome.message.endswith("restarts used: 1 (cluster.max_restarts)")
+
+
+def test_a_restart_keeps_its_places(run: Run) -> None:
+    """The actors stay, so that nobody else takes the room and no Ray process has to start."""
+    parents: list[int] = []
+
+    def note(rank: int | None, event: Event) -> None:
+        if event["kind"] == "spawned":
+            parents.append(psutil.Process(event["pid"]).ppid())
+
+    assert run("steps(2); sys.exit(restart == 0)", on_event=note).outcome.exit_code == 0
+    assert len(parents) == 4
+    assert set(parents[:2]) == set(parents[2:])
+
+
+def test_a_straggler_is_named(run: Run) -> None:
+    ran = run(
+        """
+        for step in range(45):
+            own = 0.04 if rank == 1 else 0.01
+            parts = {"data": 0.001, "compute": own, "wait": 0.05 - own}
+            writer.emit("step", step=step, parts=parts)
+            time.sleep(0.01)
+        """
+    )
+    found = [event for event in ran.outcome.timeline if event["phase"] == "straggler"]
+    assert [(event["rank"], event["part"]) for event in found] == [(1, "compute")]
+    assert found[0]["node"] == ran.of_kind("spawned")[1]["node"]
+    assert 3 < found[0]["factor"] < 5
