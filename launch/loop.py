@@ -157,6 +157,9 @@ class Training:
         if self.log:
             self.log(record)
 
+    def _note(self, text: str) -> None:
+        self._record({"kind": "note", "message": text})
+
     def _tell(self, record: dict[str, Any]) -> None:
         """Record it on rank 0, which tells its supervisor too, and tell the other ranks'."""
         if self.log:
@@ -298,7 +301,7 @@ class Training:
         """Load the last complete checkpoint, or `checkpoint.load`; returns the step of the former,
         else -1."""
         config = self.config.placed_checkpoint
-        source = find_start(config, lambda text: self._record({"kind": "note", "message": text}))
+        source = find_start(config, self.model_config, self._note)
         if source is None:
             return -1
         self._load(source)
@@ -307,7 +310,7 @@ class Training:
     def _load(self, source: Source) -> None:
         check_same_model(source.meta.get("model"), self.model_config)
         self.engine.import_state(source)
-        if "data" in source.meta:
+        if source.meta.get("data") is not None:
             self.loader.load_state(source.meta["data"])
         self.health.load_state(source.meta.get("health", {}))
         self._load_random(source)

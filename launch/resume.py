@@ -9,30 +9,25 @@ import torch.distributed as dist
 
 from .. import UserError
 from ..moe.checkpoint.folder import step_folder
+from ..moe.checkpoint.foreign import open_source
 from ..moe.checkpoint.reader import Reader, choose, latest
 from ..moe.checkpoint.source import Source
 from ..moe.config import CheckpointConfig, ModelConfig
-
-OPTIMIZERS = ("adamw/", "muon/")
+from ..moe.naming import has_optimizer
 
 
 class Weights:
-    """The weights of a checkpoint as the state of step 0: its optimizer state reads as zeros."""
+    """A checkpoint without optimizer state as the start of step 0."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
-        self.folder, self.tensors = source.folder, source.tensors
+        self.folder, self.tensors, self.read = source.folder, source.tensors, source.read
         self.step = 0
-        self.meta = {key: value for key, value in source.meta.items() if key == "model"}
-
-    def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
-        """Elements [offset, offset + numel) as `Source.read` gives them."""
-        if name.startswith(OPTIMIZERS) and numel is not None:
-            return torch.zeros(numel)
-        return self._source.read(name, offset, numel)
+        self.meta = {"model": source.meta.get("model")}
 
 
-def find_start(config: CheckpointConfig, note: Callable[[str], None]) -> Source | None:
+def find_start(
+    config: CheckpointConfig, model: ModelConfig, note: Callable[[str], None]
+) -> Source | None:
     """The checkpoint to start from, the same on every rank; None for a fresh start. Collective:
     rank 0 verifies the run's own and chooses."""
     step = -1
@@ -44,21 +39,20 @@ def find_start(config: CheckpointConfig, note: Callable[[str], None]) -> Source 
     step = int(chosen.item())
     if step >= 0:
         return Reader(step_folder(Path(config.path), step))
-    return open_start(config.load) if config.load else None
+    return open_start(config.load, model) if config.load else None
 
 
-def open_start(load: str) -> Source:
-    """The checkpoint `load`; one without optimizer state is the start of step 0.
+def open_start(load: str, model: ModelConfig) -> Source:
+    """The checkpoint `load` (of a folder of them the newest) of any format that is read; one
+    without optimizer state is the start of step 0.
 
-    Raises UserError for what is no checkpoint.
+    Raises UserError for what is no checkpoint of this model.
     """
-    folder = Path(load)
-    if not folder.is_dir():
-        raise UserError(f"checkpoint.load: {load} is no folder; name a checkpoint's folder")
-    source: Source = Reader(latest(folder) or folder)
-    if any(name.startswith(OPTIMIZERS) for name in source.tensors):
-        return source
-    return Weights(source)
+    try:
+        source = open_source(latest(load) or load, model)
+    except UserError as error:
+        raise UserError(f"checkpoint.load: {error}") from None
+    return source if has_optimizer(source) else Weights(source)
 
 
 def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:

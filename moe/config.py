@@ -64,7 +64,9 @@ class ModelConfig(Section):
     """`mixer/ffn` of each layer, repeated over the depth."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     rope_fraction: Fraction = 1.0
-    qk_norm: bool = False
+    qk_norm: Literal[True, False, "whole"] = False
+    """RMSNorm on queries and keys: true norms each head (Qwen3), `whole` all heads together
+    (OLMoE)."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     tie_embeddings: bool = False
     init_std: Annotated[float, Field(gt=0)] = 0.02
@@ -182,3 +184,5 @@ class CheckpointConfig(Section):
     """How often a save is tried again where the disk was full, failed or was read-only."""
     retry_wait_s: Annotated[float, Field(ge=0)] = 5.0
     """Pause before each new try; training goes on meanwhile."""
+    replicas: bool = False
+    """Keep the newest checkpoint in memory too, each rank's part on its own and on another node."""

@@ -77,6 +77,11 @@ def fill(
         data[at : at + last - first].copy_(reader.read(f"{prefix}/{t.name}", first, last - first))
 
 
+def has_optimizer(reader: Source) -> bool:
+    """Whether the checkpoint holds any optimizer state; imported weights come without."""
+    return any(not name.startswith(("model/", "rng/")) for name in reader.tensors)
+
+
 def buffer_shards(model: nn.Module) -> list[Shard]:
     """The model's buffers, equal on all ranks (rank 0 exports them)."""
     return [

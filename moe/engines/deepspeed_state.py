@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
-from ..naming import Logical, fill, to_shards
+from ..naming import Logical, fill, has_optimizer, to_shards
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def export(held: list[Held], base: torch.optim.Optimizer) -> list[Shard]:
 @torch.no_grad()
 def load(held: list[Held], base: torch.optim.Optimizer, reader: Source, updates: int) -> None:
     """Read what `export` names; `updates` is the count that AdamW's bias correction needs."""
+    stateful = has_optimizer(reader)
     for h in held:
-        for prefix, values in h.tensors(base.state[h.master]):
+        for prefix, values in h.tensors(base.state[h.master] if stateful else {}):
             fill(reader, prefix, h.named.logicals, h.start, values)
     for state in base.state.values():
         if "step" in state:

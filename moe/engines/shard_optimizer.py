@@ -6,6 +6,7 @@ from torch import nn
 from ..checkpoint.source import Source
 from ..checkpoint.state import Shard
 from ..config import OptimizerConfig
+from ..naming import has_optimizer
 from ..optim.muon import Muon
 from ..optim.rules import decays, matrix_shape
 from .bucket import Bucket
@@ -69,7 +70,7 @@ class ShardOptimizer:
         """Read what `export` names and publish the weights; collective over the team. `updates` is
         the count that AdamW's bias correction needs."""
         self.bucket.load(reader, "model", self.bucket.master)
-        for key, values in self.state.items():
+        for key, values in self.state.items() if has_optimizer(reader) else ():
             self.bucket.load(reader, f"{self.bucket.rule}/{key}", values)
         for state in self.optimizer.state.values():
             if "step" in state:

@@ -54,8 +54,9 @@ class Attention(nn.Module):
         self.k = nn.Parameter(torch.empty(kv * d, config.hidden_size))
         self.v = nn.Parameter(torch.empty(kv * d, config.hidden_size))
         self.o = nn.Parameter(torch.empty(config.hidden_size, h * d))
-        self.q_norm = nn.Parameter(torch.ones(d)) if config.qk_norm else None
-        self.k_norm = nn.Parameter(torch.ones(d)) if config.qk_norm else None
+        widths = (h * d, kv * d) if config.qk_norm == "whole" else (d, d)
+        self.q_norm = nn.Parameter(torch.ones(widths[0])) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(widths[1])) if config.qk_norm else None
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """[B, S, D] to [B, S, D]."""
@@ -64,8 +65,12 @@ class Attention(nn.Module):
             for w, n in zip((self.q, self.k, self.v), self.heads, strict=True)
         )
         if self.q_norm is not None and self.k_norm is not None:
-            q = F.rms_norm(q, (self.head_dim,), self.q_norm, self.eps)
-            k = F.rms_norm(k, (self.head_dim,), self.k_norm, self.eps)
+            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask)
         return F.linear(y.transpose(1, 2).flatten(2), self.o)
+
+    def _normed(self, x: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+        """RMSNorm of `x` [B, S, H, d] over runs of as many channels as `weight` has."""
+        runs = x.flatten(2).unflatten(2, (-1, weight.numel()))
+        return F.rms_norm(runs, (weight.numel(),), weight, self.eps).view_as(x)

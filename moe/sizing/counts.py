@@ -44,6 +44,8 @@ def count_parameters(config: ModelConfig) -> Counts:
 def _attention(config: ModelConfig) -> int:
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     norms = 2 * config.head_dim if config.qk_norm else 0
+    if config.qk_norm == "whole":
+        norms = (config.num_heads + config.num_kv_heads) * config.head_dim
     return heads * config.head_dim * config.hidden_size + norms
 
 

@@ -108,7 +108,7 @@ def test_resume_on_another_layout(data: Path, straight: Path, tmp_path: Path) ->
                 "optimizer": {"lr": 1e30},
                 "health": {"nan": "stop"},
             },
-            ["step 2: the loss is nan", "optimizer.lr"],
+            ["step 2: the ", " is nan; lower optimizer.lr"],
         ),
         ({"layout": {"dp": 1, "ep": 1}, "data": {"path": "nowhere"}}, ["data.path", "nowhere"]),
     ],

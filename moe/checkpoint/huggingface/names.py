@@ -1,0 +1,97 @@
+"""Each Hugging Face tensor as a range of one logical tensor of ours; used in both directions."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...config import ModelConfig
+from ...model import layer_kinds
+from .architectures import Architecture
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tensor `key` of `shape`: the elements from `offset` on of the flattened logical tensor
+    `name`, whose whole shape is `whole`."""
+
+    key: str
+    shape: Shape
+    name: str
+    whole: Shape
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def entries(model: ModelConfig, found: Architecture) -> list[Entry]:
+    """All tensors of the class, in the order of the layers; together every element of every
+    parameter once. The halves of one logical tensor follow each other."""
+    table = (model.vocab_size, model.hidden_size)
+    result = [_whole("model.embed_tokens.weight", "embedding", table)]
+    for i, (_, ffn) in enumerate(layer_kinds(model)):
+        result += _mixer(model, f"model.layers.{i}", f"layers.{i}")
+        make = _experts if ffn == "moe" else _dense
+        result += make(model, found, f"model.layers.{i}", f"layers.{i}.ffn")
+    result.append(_whole("model.norm.weight", "norm.weight", (model.hidden_size,)))
+    if not model.tie_embeddings:
+        result.append(_whole("lm_head.weight", "head", table))
+    return result
+
+
+def buffers(model: ModelConfig) -> dict[str, Shape]:
+    """Logical tensors of ours that no class has: the routers' balancing biases, by name."""
+    kinds = enumerate(layer_kinds(model))
+    shape = (model.moe.num_experts,)
+    return {f"model/layers.{i}.ffn.router.bias": shape for i, (_, ffn) in kinds if ffn == "moe"}
+
+
+def _whole(key: str, name: str, shape: Shape) -> Entry:
+    return Entry(key, shape, f"model/{name}", shape)
+
+
+def _mixer(model: ModelConfig, theirs: str, ours: str) -> Iterator[Entry]:
+    width, d = model.hidden_size, model.head_dim
+    q, kv = model.num_heads * d, model.num_kv_heads * d
+    yield _whole(f"{theirs}.input_layernorm.weight", f"{ours}.mixer_norm.weight", (width,))
+    for leaf, shape in (
+        ("q", (q, width)),
+        ("k", (kv, width)),
+        ("v", (kv, width)),
+        ("o", (width, q)),
+    ):
+        yield _whole(f"{theirs}.self_attn.{leaf}_proj.weight", f"{ours}.mixer.{leaf}", shape)
+    if model.qk_norm:
+        for leaf, rows in (("q_norm", q), ("k_norm", kv)):
+            size = rows if model.qk_norm == "whole" else d
+            yield _whole(f"{theirs}.self_attn.{leaf}.weight", f"{ours}.mixer.{leaf}", (size,))
+    yield _whole(f"{theirs}.post_attention_layernorm.weight", f"{ours}.ffn_norm.weight", (width,))
+
+
+def _dense(model: ModelConfig, found: Architecture, theirs: str, ours: str) -> Iterator[Entry]:
+    yield from _swiglu(model, found, f"{theirs}.mlp", f"{ours}.mlp", model.ffn_size)
+
+
+def _experts(model: ModelConfig, found: Architecture, theirs: str, ours: str) -> Iterator[Entry]:
+    moe, block = model.moe, f"{theirs}.{found.block}"
+    shape = (moe.num_experts, model.hidden_size)
+    yield _whole(f"{block}.gate.weight", f"{ours}.router.weight", shape)
+    for e in range(moe.num_experts):
+        names = f"{block}.experts.{e}", f"{ours}.experts.{e}"
+        yield from _swiglu(model, found, *names, moe.expert_size)
+
+
+def _swiglu(
+    model: ModelConfig, found: Architecture, theirs: str, ours: str, size: int
+) -> Iterator[Entry]:
+    """Gate and up projection are the two halves of our `gate_up`."""
+    width = model.hidden_size
+    half, both = (size, width), (2 * size, width)
+    name = f"model/{ours}.gate_up"
+    yield Entry(f"{theirs}.{found.gate}.weight", half, name, both)
+    yield Entry(f"{theirs}.{found.up}.weight", half, name, both, size * width)
+    yield _whole(f"{theirs}.{found.down}.weight", f"{ours}.down", (width, size))
