@@ -26,10 +26,10 @@ def chaos(
     overrides: SetOption = None,
     scenario: Annotated[Path | None, typer.Option(help="YAML file that lists the faults.")] = None,
     random: Annotated[
-        int | None, typer.Option(min=1, help="Draw this many faults instead.")
+        int | None, typer.Option(min=1, max=10_000, help="Draw this many faults instead.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
-    spacing: Annotated[int, typer.Option(min=4, help="Steps between drawn faults.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the draw.")] = 0,
+    spacing: Annotated[int, typer.Option(min=4, max=10**6, help="Steps between them.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Train, break it on purpose, and report what each fault cost; 1 if any was not overcome."""
