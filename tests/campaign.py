@@ -59,9 +59,10 @@ CLUSTER: dict[str, Any] = {
 @dataclass(frozen=True)
 class Run:
     """One run under faults. `mode` is where a restart reads: `disk`, or `replicas` (in memory); or
-    `elastic`, where the number of ranks follows the nodes. `same`: whether all losses and the last checkpoint are bitwise those of
-    the run without them (with the same NaN faults, whose samples are passed over); None where the
-    number of ranks changed. `loss_gap`: the largest difference of a step's loss from that run."""
+    `elastic`, where the number of ranks follows the nodes. `same`: whether all losses and the last
+    checkpoint are bitwise those of the run without faults (but with the same NaN ones, whose samples
+    are passed over); None where the number of ranks changed. `loss_gap`: the largest difference of
+    a step's loss from that run."""
 
     seed: int
     mode: str
