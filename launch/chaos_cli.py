@@ -1,6 +1,8 @@
 """`moelstrom chaos`: a training run under faults on purpose."""
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,8 +38,9 @@ def chaos(
     run = load(config, overrides)
     _check_run(run)
     faults = _faults(run, scenario, random, seed, spacing)
-    # The run's own lines go to stderr where stdout has to be JSON.
-    report = _train(run, faults, Console(stderr=as_json))
+    # The run's lines, and Ray's about lost nodes, go to stderr where stdout has to be JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        report = _train(run, faults, Console())
     _show(report, run.folder / "chaos", as_json)
     if not report.ok:
         raise typer.Exit(1)
