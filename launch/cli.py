@@ -131,7 +131,8 @@ def prepare(run: RunConfig) -> Path:
     sized(run.model, tokenizer.vocab_size)
     wanted = run.folder / "workers" / RESOLVED
     with _usable(f"output: {run.folder}"):
-        wanted.parent.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        wanted.parent.mkdir(exist_ok=True)
         wanted.write_text(dump(run), encoding="utf-8")
         if (run.folder / RESOLVED).exists():
             (run.folder / RESOLVED).open("r+b").close()

@@ -10,8 +10,13 @@ def layout_for(config: RunConfig, world: int) -> RunConfig:
     """The run on `world` ranks: as many data-parallel ones, the largest expert parallelism up to
     the config's that divides them and the experts, and the same global batch by accumulation.
 
-    Raises UserError if the global batch or the engine does not allow it.
+    Raises UserError if there are too few, or the global batch or the engine does not allow it.
     """
+    least = config.cluster.min_workers
+    if world < least:
+        raise UserError(
+            f"cluster.min_workers: {least}, but {world} ranks were started; start more, or lower it"
+        )
     common = math.gcd(world, config.model.moe.num_experts)
     ep = max(n for n in range(1, min(common, config.layout.ep) + 1) if common % n == 0)
     layout = config.layout.model_copy(update={"dp": world, "ep": ep})

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from .. import UserError
 from ..cluster.events import EventWriter, Stage
 from ..moe.build import build_model
+from ..moe.checkpoint.replica.keeper import Keeper
 from ..moe.checkpoint.saver import Saver
 from ..moe.checkpoint.source import Source
 from ..moe.checkpoint.state import Shard
@@ -73,7 +73,14 @@ class Training:
         self.engine.setup(self.device)
         recompute = config.engine.recompute
         self.engine.build(build_model(self.model_config, self.groups, config.seed, recompute))
-        self.saver = Saver(config.placed_checkpoint, dp.rank, dp.size, self._record)
+        self.keeper = (
+            Keeper(config.folder, dp.rank, dp.size, self._note)
+            if config.checkpoint.replicas
+            else None
+        )
+        self.saver = Saver(
+            config.placed_checkpoint, dp.rank, dp.size, self._record, keeper=self.keeper
+        )
         self.saver.attach(self.engine)
         self.health = Health(config.health)
         self._hooks = StepHooks(
@@ -112,7 +119,7 @@ class Training:
         if not preempted:
             self._evaluate()
         with self._phase("save"):
-            self.saver.close()
+            self._close(ended=not preempted)
         if preempted:
             text = f"step {done}: saved on SIGTERM; the same command goes on from here"
             self._tell({"kind": "preempted", "step": done, "message": text})
@@ -121,6 +128,12 @@ class Training:
         if self.log:
             self.log.close()
         return not preempted
+
+    def _close(self, ended: bool) -> None:
+        """Wait for the last save; its copy in memory goes when the run has `ended`."""
+        self.saver.close()
+        if self.keeper:
+            self.keeper.close(ended)
 
     def _agree(self, wanted: bool) -> bool:
         """Whether any rank wants it; collective."""
@@ -226,7 +239,7 @@ class Training:
                 f"step {step}: {fault.text}, after {limit} roll-backs (health.max_rollbacks); "
                 f"{ADVICE}"
             )
-        self.saver.close()
+        self._close(ended=False)
         if self.log:
             record_rollback(self.config.folder, step, fault, samples)
         text = (
@@ -301,11 +314,10 @@ class Training:
         """Load the last complete checkpoint, or `checkpoint.load`; returns the step of the former,
         else -1."""
         config = self.config.placed_checkpoint
-        source = find_start(config, self.model_config, self._note)
-        if source is None:
-            return -1
-        self._load(source)
-        return source.step if source.folder.parent == Path(config.path) else -1
+        source, own = find_start(config, self.model_config, self.keeper, self._note)
+        if source is not None:
+            self._load(source)
+        return source.step if source is not None and own else -1
 
     def _load(self, source: Source) -> None:
         check_same_model(source.meta.get("model"), self.model_config)

@@ -11,6 +11,7 @@ from .. import UserError
 from ..moe.checkpoint.folder import step_folder
 from ..moe.checkpoint.foreign import open_source
 from ..moe.checkpoint.reader import Reader, choose, latest
+from ..moe.checkpoint.replica.keeper import Keeper
 from ..moe.checkpoint.source import Source
 from ..moe.config import CheckpointConfig, ModelConfig
 from ..moe.naming import has_optimizer
@@ -26,10 +27,17 @@ class Weights:
 
 
 def find_start(
-    config: CheckpointConfig, model: ModelConfig, note: Callable[[str], None]
-) -> Source | None:
-    """The checkpoint to start from, the same on every rank; None for a fresh start. Collective:
-    rank 0 verifies the run's own and chooses."""
+    config: CheckpointConfig, model: ModelConfig, keeper: Keeper | None, note: Callable[[str], None]
+) -> tuple[Source | None, bool]:
+    """The checkpoint to start from, the same on every rank, and whether it is the run's own; None
+    for a fresh start.
+
+    Collective. A whole copy in memory comes first; else rank 0 verifies the run's own on disk and
+    chooses; else `config.load` is opened.
+    """
+    copy = _in_memory(config, keeper)
+    if copy is not None:
+        return Reader(copy), True
     step = -1
     if dist.get_rank() == 0:
         folder = choose(config.path, note)
@@ -38,8 +46,15 @@ def find_start(
     dist.broadcast(chosen, 0)
     step = int(chosen.item())
     if step >= 0:
-        return Reader(step_folder(Path(config.path), step))
-    return open_start(config.load, model) if config.load else None
+        return Reader(step_folder(Path(config.path), step)), True
+    return (open_start(config.load, model) if config.load else None), False
+
+
+def _in_memory(config: CheckpointConfig, keeper: Keeper | None) -> Path | None:
+    """The copy of the newest checkpoint, every file already hashed; collective."""
+    if keeper is None:
+        return None
+    return keeper.restore(latest(config.path) if dist.get_rank() == 0 else None)
 
 
 def open_start(load: str, model: ModelConfig) -> Source:

@@ -12,6 +12,7 @@ the host while the next forward and backward passes run, and the update waits fo
 """
 
 import json
+import os
 import secrets
 import threading
 import time
@@ -24,6 +25,9 @@ from .commit import CheckpointError
 from .snapshot import HostBuffers, Snapshot, Turn
 from .state import Shard
 from .writer import Job, Keeper, Writer, line
+
+WRITING_NICE = 10
+"""Priority of the writing threads, as nice counts."""
 
 
 class Updating(Protocol):
@@ -40,9 +44,9 @@ class Saver:
     """Writes the shards of all ranks into `config.path`. Making one is collective.
 
     `log` gets, from the writing thread, {"kind": "checkpoint", step, stall_ms, write_s, bytes} of
-    every committed save (bytes over all ranks), and on rank 0 {"kind": "checkpoint_note", step,
-    message} for what an operator should know. `keeper`, on every rank or on none, gets what is
-    saved.
+    every committed save (bytes over all ranks), and {"kind": "checkpoint_note", step, message} for
+    what an operator should know (from rank 0, where it is not of one rank). `keeper`, on every
+    rank or on none, gets what is saved.
     """
 
     def __init__(
@@ -153,6 +157,8 @@ class Saver:
                     job.snapshot.add(later)
         except Exception as error:
             job.error = line(error)
+        # Hashing would take the cores of training that runs on a CPU; threads inherit this.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITING_NICE)
         try:
             nbytes = self._writer.write(job)
         except CheckpointError as error:

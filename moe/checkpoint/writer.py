@@ -82,8 +82,9 @@ class Writer:
         for attempt in range(1, tries + 1):
             if not verdict.get("again"):
                 break
-            text = f"{verdict['error']}; trying again in {pause:g} s ({attempt} of {tries})"
-            self._note(job.step, text)
+            if self._rank == 0:
+                text = f"{verdict['error']}; trying again in {pause:g} s ({attempt} of {tries})"
+                self._note(job.step, text)
             time.sleep(pause)
             verdict, manifest = self._attempt(job)
         if "error" in verdict:

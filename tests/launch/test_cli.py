@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_dry_run_as_json(run: Any) -> None:
         "microbatches_per_step",
         "tokens_per_step",
         "flops_per_token",
+        "world_sizes",
         "placement",
     }
     assert set(plan["memory_per_rank_bytes"]) == {
@@ -250,6 +252,8 @@ def test_the_outcome_of_the_workers_decides(
     def run_group(spec: Any, config: Any, **options: Any) -> Outcome:
         asked.append(spec)
         assert config.env == {"A": "b"}
+        # As the workers do once they have resumed.
+        shutil.copy(spec.command[-1], Path("runs/tiny") / RESOLVED)
         RunLog(Path("runs/tiny"), [])({"kind": "run", "step": 0, "steps": 240})
         return Outcome(outcome, 0, "what happened", ())
 

@@ -18,7 +18,7 @@ def elastic(*overrides: str) -> RunConfig:
     return load("tiny", [*sizes, "cluster.elastic=true", "cluster.min_workers=2", *overrides])
 
 
-@pytest.mark.parametrize(("world", "ep"), [(8, 4), (6, 2), (4, 4), (3, 1), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("world", "ep"), [(8, 4), (6, 2), (4, 4), (3, 1), (2, 2)])
 def test_the_layout_of_a_size(world: int, ep: int) -> None:
     resized = layout_for(elastic(), world)
     assert (resized.layout.dp, resized.layout.ep) == (world, ep)
@@ -32,6 +32,8 @@ def test_sizes_share_the_global_batch_evenly() -> None:
     for world in (5, 7):
         with pytest.raises(UserError, match=rf"{world} ranks: data\.global_batch_size: 24 is not"):
             layout_for(elastic(), world)
+    with pytest.raises(UserError, match=r"cluster\.min_workers: 2, but 1 ranks were started"):
+        layout_for(elastic(), 1)
     # ZeRO 3 of DeepSpeed refuses expert parallelism, at any size.
     zero = ["engine.name=deepspeed", "layout.zero=3", "layout.ep=1"]
     assert allowed_sizes(elastic(*zero)) == (8, 6, 4, 3, 2)

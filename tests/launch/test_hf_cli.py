@@ -78,7 +78,7 @@ def test_mistakes_name_their_option(ours: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["native", "deepspeed"])
 def test_a_run_starts_from_imported_weights(ours: Path, tmp_path: Path, engine: str) -> None:
-    """Two steps that hardly move from the imported weights, with an optimizer that started empty."""
+    """Two steps that hardly move from the imported weights, with an optimizer that was empty."""
     run("export-hf", ours, tmp_path / "hf", "--dtype", "fp32")
     config, checkpoints = tmp_path / "run.yaml", tmp_path / "run" / "checkpoints"
     run("import-hf", tmp_path / "hf", checkpoints, "--write", config)

@@ -104,14 +104,14 @@ def _file_names(folder: Path) -> list[str]:
         hint = f"{pickled[0]} is a pickle, which may run code when read: " if pickled else ""
         raise UserError(f"{folder}: no {SINGLE}; {hint}give a folder of safetensors files")
     places = read_json(folder / INDEX).get("weight_map")
-    names = set(places.values()) if isinstance(places, dict) and places else {None}
+    names = list(places.values()) if isinstance(places, dict) and places else [None]
     for name in names:
         if not isinstance(name, str) or not _BARE.fullmatch(name):
             raise UserError(
                 f"{folder / INDEX}: weight_map has the file {name!r}, not the bare name of a "
                 "safetensors file in this folder; download the model again"
             )
-    return sorted(names)
+    return sorted(set(map(str, names)))
 
 
 def _open(file: Path) -> Any:
