@@ -61,9 +61,9 @@ CLUSTER: dict[str, Any] = {
 class Run:
     """One run under faults. `mode` is where a restart reads: `disk`, or `replicas` (in memory); or
     `elastic`, where the number of ranks follows the nodes. `same`: whether all losses and the last
-    checkpoint are bitwise those of the run without faults (but with the same NaN ones, which pass over
-    the same samples); None where the number of ranks changed. `loss_gap`: the largest difference of
-    a step's loss from that run."""
+    checkpoint are bitwise those of the run without faults (but with the same NaN ones, for these
+    pass over samples); None where the number of ranks changed. `loss_gap`: the largest difference
+    of a step's loss from that run."""
 
     seed: int
     mode: str
