@@ -1,6 +1,8 @@
 """`moelstrom chaos`: a training run under faults on purpose."""
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,18 +28,19 @@ def chaos(
     overrides: SetOption = None,
     scenario: Annotated[Path | None, typer.Option(help="YAML file that lists the faults.")] = None,
     random: Annotated[
-        int | None, typer.Option(min=1, help="Draw this many faults instead.")
+        int | None, typer.Option(min=1, max=10_000, help="Draw this many faults instead.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
-    spacing: Annotated[int, typer.Option(min=4, help="Steps between drawn faults.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the draw.")] = 0,
+    spacing: Annotated[int, typer.Option(min=4, max=10**6, help="Steps between them.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Train, break it on purpose, and report what each fault cost; 1 if any was not overcome."""
     run = load(config, overrides)
     _check_run(run)
     faults = _faults(run, scenario, random, seed, spacing)
-    # The run's own lines go to stderr where stdout has to be JSON.
-    report = _train(run, faults, Console(stderr=as_json))
+    # The run's lines, and Ray's about lost nodes, go to stderr where stdout has to be JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        report = _train(run, faults, Console())
     _show(report, run.folder / "chaos", as_json)
     if not report.ok:
         raise typer.Exit(1)

@@ -31,6 +31,7 @@ from two_hosts import HEAD, OTHER, PORT, Hosts, two_hosts, wait_for_nodes
 
 from moelstrom.launch.chaos.injector import Injection
 from moelstrom.launch.chaos.recovery import Recovery, Report, Samples, phase_summary
+from moelstrom.launch.chaos.report import REPORT
 from moelstrom.launch.chaos.report import draw as draw_picture
 from moelstrom.launch.chaos.scenario import Draw, Scenario, draw
 
@@ -58,13 +59,14 @@ CLUSTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run under faults. `same`: whether all losses and the last checkpoint are bitwise those of
-    the run without them (with the same NaN faults, whose samples are passed over); None where the
-    number of ranks changed. `loss_gap`: the largest difference of a step's loss from that run."""
+    """One run under faults. `mode` is where a restart reads: `disk`, or `replicas` (in memory); or
+    `elastic`, where the number of ranks follows the nodes. `same`: whether all losses and the last
+    checkpoint are bitwise those of the run without faults (but with the same NaN ones, for these
+    pass over samples); None where the number of ranks changed. `loss_gap`: the largest difference
+    of a step's loss from that run."""
 
     seed: int
-    elastic: bool
-    faults: int
+    mode: str
     report: Report
     same: bool | None
     loss_gap: float
@@ -92,14 +94,15 @@ class Ground:
         """A run's checkpoints, on the small disk."""
         return self.folder / "disk" / name / "checkpoints"
 
-    def config(self, name: str, **cluster: Any) -> Path:
+    def config(self, name: str, replicas: bool = False, **cluster: Any) -> Path:
         """A run's config."""
+        checkpoint = {"interval": INTERVAL, "keep": 3, "path": str(self.saves(name))}
         return write_config(
             self.folder,
             self.data,
             self.folder / name,
             steps=self.steps,
-            checkpoint={"interval": INTERVAL, "keep": 3, "path": str(self.saves(name))},
+            checkpoint={**checkpoint, **({"replicas": True} if replicas else {})},
             health={"nan": "rollback", "max_rollbacks": 1000},
             cluster={**CLUSTER, **cluster},
         )
@@ -186,15 +189,18 @@ def elastic_plan(faults: int, spacing: int, commands: Scenario) -> Scenario:
     return Scenario.model_validate({"faults": entries, "cut": commands.cut, "heal": commands.heal})
 
 
-def under_faults(ground: Ground, name: str, scenario: Scenario, **cluster: Any) -> Report:
+def under_faults(ground: Ground, name: str, scenario: Scenario, mode: str = "disk") -> Report:
     """Run `moelstrom chaos`."""
-    config = ground.config(name, **cluster)
+    # Each host then holds one rank, so that a lost one leaves room for one only.
+    elastic = {"elastic": True, "cpus_per_worker": 2, "rejoin_wait_s": 3}
+    cluster = elastic if mode == "elastic" else {}
+    config = ground.config(name, mode == "replicas", **cluster)
     path = ground.folder / f"{name}.scenario.yaml"
     path.write_text(yaml.safe_dump(scenario.model_dump(mode="json", exclude_none=True)))
-    ran = ground.moelstrom("chaos", str(config), "--scenario", str(path), "--json")
-    (ground.folder / f"{name}.log").write_text(ran.stdout + ran.stderr)
-    assert ran.returncode in (0, 1) and ran.stdout, ran.stderr[-3000:]
-    return as_report(json.loads(ran.stdout))
+    ran = ground.moelstrom("chaos", str(config), "--scenario", str(path))
+    written = ground.folder / name / "chaos" / REPORT
+    assert written.exists(), (ran.stdout + ran.stderr)[-3000:]
+    return as_report(json.loads(written.read_text()))
 
 
 def as_report(values: dict[str, Any]) -> Report:
@@ -232,18 +238,16 @@ def take_end(ground: Ground, name: str) -> Reference:
     return end
 
 
-def one_run(ground: Ground, seed: int, scenario: Scenario, elastic: bool) -> Run:
+def one_run(ground: Ground, seed: int, scenario: Scenario, mode: str) -> Run:
     """A run under faults, held against the one without."""
     name = f"run-{seed}"
-    # Each host then holds one rank, so that a lost one leaves room for one only.
-    cluster = {"elastic": True, "cpus_per_worker": 2, "rejoin_wait_s": 3} if elastic else {}
-    report = under_faults(ground, name, scenario, **cluster)
+    report = under_faults(ground, name, scenario, mode)
     if report.exit_code:
-        return Run(seed, elastic, len(scenario.faults), report, False, float("nan"))
+        return Run(seed, mode, report, False, float("nan"))
     found, expected = take_end(ground, name), reference(ground, report)
     gap = max(abs(found.losses[step] - expected.losses[step]) for step in expected.losses)
     same = found.losses == expected.losses and equal(found.end, expected.end)
-    return Run(seed, elastic, len(scenario.faults), report, None if elastic else same, gap)
+    return Run(seed, mode, report, None if mode == "elastic" else same, gap)
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -303,7 +307,7 @@ def as_row(run: Run) -> dict[str, Any]:
         | {name: value for name, value in r.items() if name != "fault"}
         for r in report.pop("recoveries")
     ]
-    own = {"seed": run.seed, "elastic": run.elastic, "same": run.same, "loss_gap": run.loss_gap}
+    own = {"seed": run.seed, "mode": run.mode, "same": run.same, "loss_gap": run.loss_gap}
     own["sizes"] = sizes
     return {**own, **report, "each_fault": faults}
 
@@ -320,20 +324,28 @@ def show(found: dict[str, Any]) -> Table:
 
 
 def campaign(options: argparse.Namespace) -> tuple[dict[str, Any], list[Run]]:
-    """All runs; `--elastic` of them on a number of ranks that changes."""
+    """All runs."""
     began, runs = time.monotonic(), []
     kinds = options.kinds.split(",") if options.kinds else list(WEIGHTS)
     steps = options.spacing * (options.faults + 2) + EXTRA_STEPS
     with ground(steps) as here:
         for index in track(range(options.runs), "runs", console=Console(stderr=True)):
-            seed, elastic = options.seed + index, index >= options.runs - options.elastic
+            seed, mode = options.seed + index, mode_of(index, options)
             scenario = plan(seed, options.faults, options.spacing, here.hosts, kinds)
-            if elastic:
+            if mode == "elastic":
                 scenario = elastic_plan(options.faults, options.spacing, scenario)
-            runs.append(one_run(here, seed, scenario, elastic))
+            runs.append(one_run(here, seed, scenario, mode))
             last = runs[-1]
             print(f"run {seed}: same {last.same}, {json.dumps(as_row(last))[:400]}", flush=True)
     return summary(runs, time.monotonic() - began), runs
+
+
+def mode_of(index: int, options: argparse.Namespace) -> str:
+    """Of the run of this index: first those from disk, last the elastic ones."""
+    left = options.runs - index
+    if left <= options.elastic:
+        return "elastic"
+    return "replicas" if left <= options.elastic + options.replicas else "disk"
 
 
 def main() -> int:
@@ -341,6 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--elastic", type=int, default=0, help="so many of the runs, at the end")
+    parser.add_argument("--replicas", type=int, default=0, help="so many, before those")
     parser.add_argument("--faults", type=int, default=13, help="of each run")
     parser.add_argument("--spacing", type=int, default=16, help="steps between faults")
     parser.add_argument("--seed", type=int, default=0)

@@ -37,11 +37,13 @@ class Hosts:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.names = [f"moel{os.getpid()}{side}" for side in "ab"]
+        self.memory = [folder / f"memory-{side}" for side in "ab"]
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def make(self) -> None:
-        for name in self.names:
+        for name, memory in zip(self.names, self.memory, strict=True):
             ip("netns", "add", name)
+            memory.mkdir()
         a, b = self.names
         ip("-n", a, "link", "add", "moela", "type", "veth", "peer", "name", "moelb", "netns", b)
         for name, link, address in ((a, "moela", HEAD), (b, "moelb", OTHER)):
@@ -52,8 +54,10 @@ class Hosts:
     def start(self, host: int, address: str, *options: str) -> None:
         command = [RAY, "start", "--block", "--disable-usage-stats", "--num-cpus=2"]
         command += [f"--node-ip-address={address}", "--object-store-memory=100000000", *options]
+        # Each host its own memory for copies of checkpoints, as two machines have.
+        env = {**self.env, "MOELSTROM_MEMORY": str(self.memory[host])}
         self.nodes.append(
-            subprocess.Popen(self.inside(host, command), env=self.env, stdout=subprocess.DEVNULL)
+            subprocess.Popen(self.inside(host, command), env=env, stdout=subprocess.DEVNULL)
         )
 
     def inside(self, host: int, command: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def run(seed: int, *, lost: int = 0, same: bool | None = True, overcome: bool = 
         recoveries=[recovery],
         events=[{"kind": "step", "time": 9.0, "step": 7}],
     )
-    return Run(seed, same is None, 1, report, same, 0.0)
+    return Run(seed, "elastic" if same is None else "disk", report, same, 0.0)
 
 
 def test_a_report_survives_its_json() -> None:
