@@ -20,6 +20,7 @@ from ..cluster.spec import USER_ERROR_EXIT, Event, WorkerSpec
 from .bench_cli import app as bench_app
 from .ckpt_cli import app as ckpt_app
 from .config import RESOLVED, RunConfig, dump, load
+from .hf_cli import commands as hf_commands
 from .kernels_cli import app as kernels_app
 from .size_cli import size
 
@@ -36,6 +37,7 @@ data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(bench_app, name="bench")
+hf_commands(ckpt_app)
 app.add_typer(ckpt_app, name="ckpt")
 app.command()(size)
 
