@@ -21,6 +21,7 @@ from .bench_cli import app as bench_app
 from .chaos_cli import chaos
 from .ckpt_cli import app as ckpt_app
 from .config import RESOLVED, RunConfig, dump, load
+from .hf_cli import commands as hf_commands
 from .kernels_cli import app as kernels_app
 from .size_cli import size
 
@@ -37,6 +38,7 @@ data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(bench_app, name="bench")
+hf_commands(ckpt_app)
 app.add_typer(ckpt_app, name="ckpt")
 app.command()(size)
 app.command()(chaos)

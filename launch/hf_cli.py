@@ -1,8 +1,6 @@
 """`moelstrom ckpt export-hf` and `import-hf`: to and from folders that transformers loads."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +23,9 @@ def commands(app: typer.Typer) -> None:
 
 
 def export_hf(
-    source: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of them (newest).")],
+    source: Annotated[
+        Path, typer.Argument(help="A checkpoint (foreign formats, too), or a folder.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     max_shard: Annotated[str, typer.Option(help="Largest file, such as 5GB.")] = "5GB",
@@ -33,18 +33,22 @@ def export_hf(
         str | None,
         typer.Option(help="`byte` or a tokenizer.json that goes along; none: the run's."),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A run's YAML, for a foreign checkpoint without its config."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint's model as Mixtral, OLMoE or Qwen3-MoE for transformers."""
     from ..moe.checkpoint.huggingface.export import DTYPES, export
-    from ..moe.checkpoint.reader import Reader, latest
+    from .ckpt_cli import open_checkpoint
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {' or '.join(DTYPES)}")
     limit = _size(max_shard)
-    opened = Reader(latest(source) or source)
+    opened = open_checkpoint(source, model)
     eos, texts = _tokenizer(tokenizer, opened)
-    with _progress("exporting") as progress:
+    with terminal.byte_progress("exporting") as progress:
         done = export(opened, out, DTYPES[dtype], limit, eos, texts, progress)
     facts = {
         "from": str(opened.folder),
@@ -74,7 +78,7 @@ def import_hf(
     from ..moe.sizing.counts import count_parameters
 
     terminal.check_writable("--write", write)
-    with _progress("importing") as progress:
+    with terminal.byte_progress("importing") as progress:
         folder, model = load(source, out, progress)
     facts: dict[str, Any] = {
         "from": str(source),
@@ -132,18 +136,6 @@ def _config(model: "ModelConfig", source: Path, out: Path) -> str:
     if (source / "tokenizer.json").is_file():
         values["data"] = {"tokenizer": str((source / "tokenizer.json").resolve())}
     return yaml.safe_dump(values, sort_keys=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(title: str, facts: dict[str, Any], as_json: bool) -> None:

@@ -6,23 +6,19 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-import typer
 import yaml
 from hf_models import MODELS, save
 from launch_runs import final_state, make_dataset, run_worker
 from typer.testing import CliRunner
 
 from moelstrom import UserError
-from moelstrom.launch import hf_cli
+from moelstrom.launch.cli import app
 from moelstrom.launch.log import read
-
-app = typer.Typer()
-hf_cli.commands(app)
 
 
 def run(*arguments: object) -> str:
     """Standard output; UserError passes through."""
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["ckpt", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -71,7 +67,7 @@ def test_mistakes_name_their_option(ours: Path, tmp_path: Path) -> None:
     assert refused("export-hf", ours, out, "--max-shard", "5X").startswith("--max-shard '5X'")
     assert "--max-shard 0" in refused("export-hf", ours, out, "--max-shard", "0")
     assert "--tokenizer" in refused("export-hf", ours, out, "--tokenizer", tmp_path / "none.json")
-    assert "COMMITTED" in refused("export-hf", tmp_path, out)
+    assert "no checkpoint of a known format" in refused("export-hf", tmp_path, out)
     assert "config.json" in refused("import-hf", tmp_path, out)
     assert not out.exists()
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .... import UserError
+from ..shardfile import ShardFile
 from .export import CHUNK, INDEX
 from .names import Entry
 
 SINGLE = "model.safetensors"
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = torch.float32, torch.float16, torch.bfloat16
 _BARE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.safetensors")
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 """What old versions of transformers stored and every reader computes."""
@@ -32,7 +32,7 @@ class Weights:
         self._files = {name: _open(folder / name) for name in _file_names(folder)}
         self._places: dict[str, str] = {}
         for name, file in self._files.items():
-            for key in file.keys():  # noqa: SIM118
+            for key in file.keys():  # noqa: SIM118 (no mapping)
                 if key in self._places:
                     raise UserError(
                         f"{folder / name}: {key!r} lies in {self._places[key]} too; download the "
@@ -56,31 +56,35 @@ class Weights:
             self._check_one(entry)
 
     def _check_one(self, entry: Entry) -> None:
-        found = self._slice(entry.key)
-        shape, dtype = tuple(found.get_shape()), found.get_dtype()
+        dtype, shape, _ = self._find(entry)
         if shape != entry.shape or dtype not in FLOATS:
             raise UserError(
-                f"{self._file(entry.key)}: {entry.key!r} is {dtype} {list(shape)}, but config.json "
-                f"makes it {list(entry.shape)} of {', '.join(FLOATS)}; download the model again"
+                f"{self._file(entry)}: {entry.key!r} is {dtype} {list(shape)}, but config.json "
+                f"makes it {list(entry.shape)} of {', '.join(map(str, FLOATS))}; download the "
+                "model again"
             )
 
     def chunks(self, entry: Entry) -> Iterator[torch.Tensor]:
-        """The tensor's elements in order, 1-D fp32, at most about CHUNK of them (or a row) at a
-        time."""
-        rows = max(1, CHUNK // max(entry.numel // entry.shape[0], 1))
-        view = self._slice(entry.key)
-        for start in range(0, entry.shape[0], rows):
+        """The tensor's elements in order, 1-D fp32, at most CHUNK of them at a time."""
+        dtype, _, position = self._find(entry)
+        file = self._files[self._places[entry.key]]
+        for start in range(0, entry.numel, CHUNK):
+            data = torch.empty(min(CHUNK, entry.numel - start), dtype=dtype)
+            raw = memoryview(data.view(torch.uint8).numpy().data)
             try:
-                data = view[start : min(start + rows, entry.shape[0])]
-            except (SafetensorError, OSError) as error:
-                raise _damaged(self._file(entry.key), error) from None
-            yield data.reshape(-1).float()
+                file.read_into(position + start * dtype.itemsize, raw)
+            except (OSError, ValueError) as error:
+                raise _damaged(self._file(entry), error) from None
+            yield data.float()
 
-    def _slice(self, key: str) -> Any:
-        return self._files[self._places[key]].get_slice(key)
+    def _find(self, entry: Entry) -> tuple[torch.dtype, tuple[int, ...], int]:
+        try:
+            return self._files[self._places[entry.key]].find(entry.key)
+        except ValueError as error:
+            raise _damaged(self._file(entry), error) from None
 
-    def _file(self, key: str) -> Path:
-        return self.folder / self._places[key]
+    def _file(self, entry: Entry) -> Path:
+        return self.folder / self._places[entry.key]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -114,10 +118,10 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(set(map(str, names)))
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path) -> ShardFile:
     try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+        return ShardFile(file)
+    except (OSError, ValueError) as error:
         raise _damaged(file, error) from None
 
 

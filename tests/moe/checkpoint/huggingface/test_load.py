@@ -104,10 +104,13 @@ def twice(folder: Path) -> None:
             edit_tensors(lambda t: t.update({"model.layers.0.bias": torch.ones(2)})),
             "tensor 'model.layers.0.bias' has no place in the model",
         ),
-        (edit_tensors(lambda t: t.update({KEY: torch.ones(3)})), rf"'{KEY}' is F32 \[3\], but"),
+        (
+            edit_tensors(lambda t: t.update({KEY: torch.ones(3)})),
+            rf"'{KEY}' is torch.float32 \[3\], but",
+        ),
         (
             edit_tensors(lambda t: t.update({KEY: t[KEY].long()})),
-            rf"'{KEY}' is I64 \[64, 32\], but",
+            rf"'{KEY}' is torch.int64 \[64, 32\], but",
         ),
         (edit_config(model_type="llama"), "config.json: model_type is 'llama'; give a model of"),
         (edit_config(hidden_size=20), "config.json: .*hidden_size is 20"),
