@@ -33,11 +33,13 @@ from ..layout import Groups
 from .saver import Saver
 
 SIZES = {
+    "2m": {"hidden_size": 128, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1},
     "30m": {"hidden_size": 384, "num_layers": 6, "num_heads": 6, "num_kv_heads": 2},
+    "100m": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 2},
     "300m": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 4},
 }
 """Shapes with 16 experts a layer; 300m is the recipe moe-300m."""
-EXPERT_SIZES = {"30m": 320, "300m": 640}
+EXPERT_SIZES = {"2m": 128, "30m": 320, "100m": 512, "300m": 640}
 VOCAB = 320
 STEPS = 100
 PLAIN_STEPS = 2
