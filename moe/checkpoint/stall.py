@@ -6,6 +6,7 @@ is one. In turns: plain training steps, one synchronous save, one save behind a 
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -127,6 +128,7 @@ def measure(size: str, pairs: int, path: Path, device: torch.device) -> dict[str
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
         "size": size,
         "parameters": parameters,
