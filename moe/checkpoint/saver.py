@@ -157,8 +157,7 @@ class Saver:
                     job.snapshot.add(later)
         except Exception as error:
             job.error = line(error)
-        # Hashing would take the cores of training that runs on a CPU; threads inherit this.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITING_NICE)
+        _give_way()
         try:
             nbytes = self._writer.write(job)
         except CheckpointError as error:
@@ -183,6 +182,14 @@ class Saver:
 
     def _note(self, step: int, text: str) -> None:
         self._log({"kind": "checkpoint_note", "step": step, "message": text})
+
+
+def _give_way() -> None:
+    """Lower this thread's priority, and of the threads it starts: hashing would take the cores of
+    training that runs on a CPU."""
+    thread = threading.get_native_id()
+    present = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, max(present, WRITING_NICE))
 
 
 def _since(start: float) -> float:

@@ -6,6 +6,7 @@ is one. In turns: plain training steps, one synchronous save, one save behind a 
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -33,11 +34,13 @@ from ..layout import Groups
 from .saver import Saver
 
 SIZES = {
+    "2m": {"hidden_size": 128, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1},
     "30m": {"hidden_size": 384, "num_layers": 6, "num_heads": 6, "num_kv_heads": 2},
+    "100m": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 2},
     "300m": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 4},
 }
 """Shapes with 16 experts a layer; 300m is the recipe moe-300m."""
-EXPERT_SIZES = {"30m": 320, "300m": 640}
+EXPERT_SIZES = {"2m": 128, "30m": 320, "100m": 512, "300m": 640}
 VOCAB = 320
 STEPS = 100
 PLAIN_STEPS = 2
@@ -125,6 +128,7 @@ def measure(size: str, pairs: int, path: Path, device: torch.device) -> dict[str
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
         "size": size,
         "parameters": parameters,
