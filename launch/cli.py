@@ -140,6 +140,9 @@ def prepare(run: RunConfig) -> Path:
     with _usable(f"checkpoint.path: {saves}"):
         saves.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=saves).close()
+    start = run.checkpoint.load
+    if start and not Path(start).is_dir():
+        raise UserError(f"checkpoint.load: {start} is no folder; name a checkpoint's, or drop it")
     with _usable(f"data.path: {run.data.path}"):
         if run.data.corpus == "python":
             ensure_default(Path(run.data.path), tokenizer, progress=True)

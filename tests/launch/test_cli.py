@@ -202,6 +202,7 @@ def test_mistakes_are_met_before_a_start(run: Any, tmp_path: Path) -> None:
         "output=taken/run": "output: taken/run: Not a directory; give a folder",
         "output=taken-inside": "output: taken-inside: Is a directory; give a folder",
         f"name={'x' * 300}": "File name too long; give a folder",
+        "checkpoint.load=taken": "checkpoint.load: taken is no folder; name a checkpoint's",
     }.items():
         message = refused(run("train", "tiny", sets=[override]))
         assert message.startswith(words) or words in message, message
