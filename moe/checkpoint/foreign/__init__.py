@@ -39,6 +39,10 @@ def open_source(folder: Path | str, model: ModelConfig | None = None) -> Source:
 
 
 def _open_foreign(path: Path, model: ModelConfig | None) -> Source:
+    from .megatron import is_megatron, open_megatron
+
+    if is_megatron(path):
+        return open_megatron(path, model)
     if (path / ".metadata").exists():
         from .dcp import open_dcp
 

@@ -27,30 +27,14 @@ STORAGES = {
 }
 """torch's typed storages, as torch.save names them."""
 
-INERT_ROOTS = ("deepspeed", "megatron")
-"""Libraries any of whose classes may appear; their data is kept, their code is not loaded."""
+INERT_MODULES = ("deepspeed", "megatron", "torch.distributed.checkpoint")
+"""Modules, with those below them, any of whose names may appear: data is kept, nothing loaded."""
 INERT = {
     ("argparse", "Namespace"),
     ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
     ("pathlib._local", "PosixPath"),
     ("signal", "Signals"),
     ("torch", "Tensor"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
 }
 """Other classes that may appear, kept as data too."""
 
@@ -100,7 +84,9 @@ class Loader(pickle.Unpickler):
         known = self._known.get((module, name))
         if known is not None:
             return known
-        if (module, name) in INERT or module.partition(".")[0] in INERT_ROOTS:
+        if (module, name) in INERT or f"{module}.".startswith(
+            tuple(f"{m}." for m in INERT_MODULES)
+        ):
             return type("Inert", (Inert,), {})
         if module in ("torch", "torch.storage"):
             found = STORAGES.get(name) or getattr(torch, name, None)
