@@ -175,3 +175,7 @@ class CheckpointConfig(Section):
     keep: Positive = 3
     asynchronous: bool = True
     """Write to disk behind the training steps."""
+    retries: NonNegative = 3
+    """How often a save is tried again where the disk was full, failed or was read-only."""
+    retry_wait_s: Annotated[float, Field(ge=0)] = 5.0
+    """Pause before each new try; training goes on meanwhile."""

@@ -58,12 +58,13 @@ def overlaps(logicals: list[Logical], start: int, numel: int) -> Iterator[tuple[
 
 
 def to_shards(prefix: str, logicals: list[Logical], start: int, data: torch.Tensor) -> list[Shard]:
-    """Name the local elements [start, start + len(data)) of one parameter; `data` is 1-D."""
+    """Name the local elements [start, start + len(data)) of one parameter; `data` is 1-D, and only
+    the optimizer's update writes it."""
     shards = []
     for t, first, last in overlaps(logicals, start, data.numel()):
         at = t.start + first - start
         piece = data[at : at + last - first]
-        shards.append(Shard(f"{prefix}/{t.name}", t.shape, first, piece))
+        shards.append(Shard(f"{prefix}/{t.name}", t.shape, first, piece, steady=True))
     return shards
 
 

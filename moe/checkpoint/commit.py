@@ -16,7 +16,14 @@ from .reader import complete, verify
 
 
 class CheckpointError(RuntimeError):
-    """A save failed. Earlier checkpoints are untouched, and every rank raises the same message."""
+    """A save failed. Earlier checkpoints are untouched, and every rank raises the same message.
+
+    `may_pass`: every rank that failed met a disk's refusal that can pass.
+    """
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,9 @@ class Commit:
     keep: int
     note: Callable[[str], None]
 
-    def run(self, reports: list[bytes]) -> int:
-        """Commit what the ranks reported, then prune; returns the checkpoint's bytes.
+    def run(self, reports: list[bytes]) -> tuple[int, bytes | None]:
+        """Commit what the ranks reported, then prune; returns the checkpoint's bytes, and its
+        manifest unless the step was there already.
 
         Raises CheckpointError if a rank failed or the ranks do not hold every element exactly
         once, OSError if the disk refuses. The temporary folder is gone in either case.
@@ -40,13 +48,13 @@ class Commit:
         try:
             manifest = merge(self.step, json.loads(self.meta), [json.loads(r) for r in reports])
             _check_visible(temporary, manifest)
-            self._place(temporary, manifest)
+            text = self._place(temporary, manifest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
-        return sum(manifest.files.values())
+        return sum(manifest.files.values()), text
 
-    def _place(self, temporary: Path, manifest: Manifest) -> None:
+    def _place(self, temporary: Path, manifest: Manifest) -> bytes | None:
         """Publish, unless this step is there already: replacing a good checkpoint risks it."""
         final = disk.step_folder(self.path, self.step)
         if final.exists() or final.is_symlink():
@@ -56,8 +64,10 @@ class Commit:
                 self.note(f"unusable, moved to {disk.move_aside(final)}: {error}")
             else:
                 self.note(f"{final} is already saved and verifies: kept as it is")
-                return
-        disk.publish(temporary, final, dump(manifest))
+                return None
+        text = dump(manifest)
+        disk.publish(temporary, final, text)
+        return text
 
     def _prune(self) -> None:
         """Keep the newest `keep` up to this step; later ones are of another run, left alone."""
@@ -72,13 +82,15 @@ class Commit:
 def merge(step: int, meta: dict[str, Any], reports: list[dict[str, Any]]) -> Manifest:
     """One manifest from the ranks' reports, by rank.
 
-    A report is {"error": text} or {"step", "file", "size", "tensors": name -> entry}. Raises
-    CheckpointError if a rank failed, or their pieces do not hold every element exactly once.
+    A report is {"error": text, "again": bool} or {"step", "file", "size", "tensors": name ->
+    entry}. Raises CheckpointError if a rank failed, or their pieces do not hold every element
+    exactly once.
     """
     failed = [f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if "error" in r]
     if failed:
         more = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
-        raise CheckpointError(f"{failed[0]}{more}")
+        again = all(r.get("again", False) for r in reports if "error" in r)
+        raise CheckpointError(f"{failed[0]}{more}", may_pass=again)
     tensors: dict[str, dict[str, Any]] = {}
     for rank, report in enumerate(reports):
         if report["step"] != step:

@@ -208,7 +208,9 @@ def explain(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] not in ("value_error", "missing"):
         reason = f"{reason}, not {reprlib.repr(first['input'])}"
-    return f"{where}: {reason}" if where else reason
+    # A hostile name may be long, or hold line breaks.
+    text = " ".join(f"{where}: {reason}".split() if where else reason.split())
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

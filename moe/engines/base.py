@@ -1,6 +1,6 @@
 """The protocol that every engine fills, so that the loop above knows none of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,8 @@ class Engine(Protocol):
 
     model: Model
     steps_done: int
+    before_update: Callable[[], None]
+    """Called in `step` before anything that `export_state` calls steady is written."""
 
     def setup(self, device: torch.device) -> None:
         """Prepare process groups and libraries; collective over all ranks."""

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,12 +80,14 @@ class DeepSpeedEngine:
     """Lets DeepSpeed reduce the gradients, partition and update."""
 
     model: Model
+    before_update: Callable[[], None]
 
     def __init__(self, options: EngineOptions, groups: Groups) -> None:
         check(options.layout, options.engine, options.optimizer)
         self.options, self.groups = options, groups
         self.zero = options.layout.zero
         self.steps_done = 0
+        self.before_update = lambda: None
 
     def setup(self, device: torch.device) -> None:
         """Import DeepSpeed for `device`."""
@@ -212,6 +214,7 @@ class DeepSpeedEngine:
             # DeepSpeed divides every sum of gradients, experts' too, by all ranks.
             self._engine.backward(totals.loss(out) * self.groups.dp.size)
             tally.add(out)
+        self.before_update()
         self._engine.step()
         self.steps_done += 1
         return tally.finish(totals, self.model, self.groups, self._norm(), lr)

@@ -1,6 +1,6 @@
 """The native engine: data parallel with a ZeRO-1 sharded optimizer, expert parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,10 +29,12 @@ class NativeEngine:
     while the backward pass still runs, updates fp32 master weights, publishes the result."""
 
     model: Model
+    before_update: Callable[[], None]
 
     def __init__(self, options: EngineOptions, groups: Groups) -> None:
         self.options, self.groups = options, groups
         self.steps_done = 0
+        self.before_update = lambda: None
         self._last_microbatch = False
 
     def setup(self, device: torch.device) -> None:
@@ -98,6 +100,7 @@ class NativeEngine:
 
     @torch.no_grad()
     def _update(self, norm: torch.Tensor, lr: float) -> None:
+        self.before_update()
         limit = self.options.optimizer.clip_grad
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).float() if limit else None
         for optimizer in self.optimizers:

@@ -4,6 +4,7 @@ Reads JSON lines {"scenario", "path", "world", "kill_after", ...} and answers ea
 of the ranks' outcomes: what the scenario returned, or "signal 9".
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -36,15 +37,22 @@ class Rank:
                 "gloo", init_method=f"file://{request['store']}", rank=rank, world_size=self.world
             )
         self.config = CheckpointConfig(
-            path=request["path"], keep=2, asynchronous=request.get("asynchronous", True)
+            path=request["path"],
+            keep=2,
+            asynchronous=request.get("asynchronous", True),
+            retries=request.get("retries", 0),
+            retry_wait_s=0.2,
         )
-        self.saver = Saver(self.config, rank, self.world)
+        self.notes: list[str] = []
+        self.kept: list[str] = []
+        keeper = self if request.get("keeper") else None
+        self.saver = Saver(self.config, rank, self.world, self.log, keeper)
 
     def shards(self, step: int, numel: int = NUMEL) -> list[Shard]:
-        """This rank's share of tensors whose every element is the step."""
+        """This rank's share of tensors whose every element is the step (times `scale`)."""
         bounds = [numel * r // self.world for r in range(self.world + 1)]
         first, last = bounds[self.rank], bounds[self.rank + 1]
-        data = torch.full((last - first,), float(step))
+        data = torch.full((last - first,), step * self.request.get("scale", 1.0))
         return [Shard(f"model/w{i}", (numel,), first, data) for i in range(3)]
 
     def save(self, step: int, numel: int = NUMEL) -> str:
@@ -55,6 +63,20 @@ class Rank:
         except CheckpointError as error:
             return str(error)
         return ""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Note what the saver says; room comes back on the disk when it complains."""
+        if event["kind"] == "checkpoint_note":
+            self.notes.append(event["message"])
+            Path(self.request["path"], "filler").unlink(missing_ok=True)
+
+    def keep(self, step: int, file: Path) -> None:
+        """As a keeper, see this rank's file."""
+        self.kept.append(f"keep {step} {file.name} {file.stat().st_size > 0}")
+
+    def commit(self, step: int, manifest: bytes) -> None:
+        """As a keeper, see the manifest."""
+        self.kept.append(f"commit {step} {hashlib.sha256(manifest).hexdigest()}")
 
     # Scenarios
 
@@ -103,6 +125,15 @@ class Rank:
     def disk_full(self) -> Any:
         """A second save that the disk does not hold, then one that fits."""
         return [self.save(1, 1000), self.save(2, 10_000_000), self.save(3, 1000)]
+
+    def room_returns(self) -> Any:
+        """A save, then one that the disk takes only after the first complaint."""
+        first = self.save(1, 1000)
+        if self.rank == 0:
+            Path(self.request["path"], "filler").write_bytes(b"x" * (3 << 20))
+        if self.world > 1:
+            dist.barrier()
+        return [first, self.save(2, 100_000), self.notes, self.kept]
 
     def lost(self) -> Any:
         """The last rank dies between two saves."""

@@ -17,9 +17,9 @@ from moelstrom.moe.checkpoint.commit import Commit
 from moelstrom.moe.checkpoint.folder import marker_text, shard_name, step_folder, temporary_folder
 from moelstrom.moe.checkpoint.manifest import DTYPES
 from moelstrom.moe.checkpoint.reader import Reader, choose, complete, latest, verify
-from moelstrom.moe.checkpoint.saver import write_shards
-from moelstrom.moe.checkpoint.snapshot import Snapshot
+from moelstrom.moe.checkpoint.snapshot import HostBuffers, Snapshot
 from moelstrom.moe.checkpoint.state import Shard
+from moelstrom.moe.checkpoint.writer import write_shards
 
 NONCE = "0123456789abcdef"
 
@@ -30,7 +30,9 @@ def write(path: Path, step: int, ranks: list[list[Shard]], keep: int = 100) -> P
     folder.mkdir(parents=True)
     reports = []
     for rank, shards in enumerate(ranks):
-        report = write_shards(folder / shard_name(rank), Snapshot(shards, {}, None))
+        snapshot = Snapshot(HostBuffers())
+        snapshot.add(shards)
+        report = write_shards(folder / shard_name(rank), snapshot)
         reports.append(json.dumps({"step": step, **report}).encode())
     Commit(path, step, NONCE, '{"tokens": 5}', keep, lambda text: None).run(reports)
     return step_folder(path, step)
