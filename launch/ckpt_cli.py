@@ -107,7 +107,7 @@ def reshape(
     with terminal.byte_progress("reshaping") as progress:
         folder = run(plan, out, progress)
     seconds = time.perf_counter() - started
-    facts = {**_plan_facts(plan), "folder": str(folder), "seconds": round(seconds, 3)}
+    facts = {**plan.summary(), "folder": str(folder), "seconds": round(seconds, 3)}
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -230,12 +230,6 @@ def _differences_table(rows: list[dict[str, Any]]) -> Table:
         gap = "" if row["max_abs"] is None else f"{row['max_abs']:.4g}"
         table.add_row(row["name"], row["what"], count, gap)
     return table
-
-
-def _plan_facts(plan: "Plan") -> dict[str, Any]:
-    facts = plan.as_json()
-    del facts["files"]
-    return facts
 
 
 def _show_plan(plan: "Plan", out: Path, as_json: bool) -> None:

@@ -42,7 +42,7 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while it is a terminal; call it with bytes done and in all."""
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
-    with Progress(TextColumn(label), *columns, **shown) as bar:
+    off = not console.is_terminal
+    with Progress(TextColumn(label), *columns, console=console, transient=True, disable=off) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

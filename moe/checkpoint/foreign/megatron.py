@@ -45,7 +45,7 @@ LAYER = {
 }
 """Our name inside a layer, for each of Megatron's. Norms lie in the linear layer behind them where
 Transformer Engine fuses both."""
-_STATE = re.compile(r"optimizer\.state\.(exp_avg|exp_avg_sq|fp32_param)\.(.+)")
+_STATE = re.compile(r"optimizer\.state\.(exp_avg|exp_avg_sq|fp32_param|param)\.(.+)")
 _LAYER = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.+)")
 
 
@@ -101,7 +101,7 @@ def _choose(folder: DCPFolder) -> list[Tensor]:
             )
         if state is None:
             found.setdefault(("model", key), values)
-        elif state[1] == "fp32_param":
+        elif state[1] in ("fp32_param", "param"):
             found["model", state[2]] = values
         else:
             found[KINDS[state[1]], state[2]] = values

@@ -69,8 +69,8 @@ class Plan:
                 found[part.rank][part.key] = info
         return dict(sorted(found.items()))
 
-    def as_json(self) -> dict[str, Any]:
-        """Sizes, and every part."""
+    def summary(self) -> dict[str, Any]:
+        """Sizes."""
         return {
             "source": str(self.source.folder),
             "step": self.source.step,
@@ -80,17 +80,23 @@ class Plan:
             "bytes": self.nbytes,
             "readers": self.readers,
             "peak_bytes": self.peak_bytes,
-            "files": [_file_json(self, *item) for item in self.files().items()],
         }
 
+    def as_json(self) -> dict[str, Any]:
+        """Sizes, and every part of every file."""
+        held: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for parts in self.parts.values():
+            for part in parts:
+                held[part.rank].append(_slab_json(part.slab))
+        files = [
+            {"rank": rank, "bytes": layout(infos)[2], "pieces": held[rank]}
+            for rank, infos in self.files().items()
+        ]
+        return {**self.summary(), "files": files}
 
-def _file_json(plan: Plan, rank: int, infos: dict[str, TensorInfo]) -> dict[str, Any]:
-    slabs = (p.slab for parts in plan.parts.values() for p in parts if p.rank == rank)
-    pieces = [
-        {"tensor": s.name, "offset": s.offset, "run": s.run, "rows": s.rows, "stride": s.stride}
-        for s in slabs
-    ]
-    return {"rank": rank, "bytes": layout(infos)[2], "pieces": pieces}
+
+def _slab_json(s: Slab) -> dict[str, Any]:
+    return {"tensor": s.name, "offset": s.offset, "run": s.run, "rows": s.rows, "stride": s.stride}
 
 
 def tensor_bytes(info: TensorInfo) -> int:

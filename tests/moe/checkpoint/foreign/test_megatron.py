@@ -1,11 +1,13 @@
 """Megatron-Core checkpoints, written by Megatron-Core from its own GPTModel."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,11 @@ import torch
 
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.foreign import open_source
+from moelstrom.moe.checkpoint.foreign.wanted import Wanted
+from moelstrom.moe.checkpoint.source import Source
 from moelstrom.moe.config import ModelConfig, MoEConfig
+from moelstrom.moe.model import Model
+from moelstrom.moe.naming import fill, fill_buffers
 
 MODEL = ModelConfig(
     vocab_size=40,
@@ -36,6 +42,7 @@ TOP = {
     "decoder.final_layernorm.weight": "norm.weight",
     "output_layer.weight": "head",
 }
+TOKENS = torch.arange(32).view(2, 16) * 7 % 40
 State = dict[str, torch.Tensor]
 
 
@@ -63,6 +70,7 @@ def gpt(model: ModelConfig) -> Any:
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,
         bias_activation_fusion=False,
         qk_layernorm=True,
@@ -114,6 +122,33 @@ def canonical(model: ModelConfig, held: State) -> State:
     return found
 
 
+def logits(model: Any) -> torch.Tensor:
+    """What Megatron's model says of TOKENS: [2, 16, 40]."""
+    from megatron.core import tensor_parallel
+    from megatron.core.transformer.moe import moe_utils
+
+    # Without a GPU it has no random state to fork; without Transformer Engine no such function.
+    tensor_parallel.get_cuda_rng_tracker().fork = contextlib.nullcontext
+    moe_utils.te_general_gemm = None
+    later = torch.ones(16, 16, dtype=torch.bool).triu(1)[None, None]
+    with torch.no_grad():
+        return model.eval()(TOKENS, torch.arange(16).expand(2, 16), later)[..., :40]
+
+
+def our_logits(source: Source) -> torch.Tensor:
+    """The same of our model with the checkpoint's weights."""
+    groups: Any = SimpleNamespace(ep=SimpleNamespace(rank=0, size=1))
+    model, layout = Model(MODEL, groups), Wanted(MODEL)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fill(source, "model", layout.logicals(name), 0, parameter.view(-1))
+        fill_buffers(source, model)
+        context, x = model._context(torch.zeros_like(TOKENS)), model.embedding[TOKENS]
+        for block in model.layers:
+            x = block(x, context).y
+        return torch.nn.functional.linear(model.norm(x), model.head)
+
+
 def write(path: Path) -> None:
     """Each case after one step, in Megatron's format and, pickled, under our names."""
     from megatron.core import dist_checkpointing, parallel_state
@@ -132,9 +167,13 @@ def write(path: Path) -> None:
         for tensor in model.parameters():
             tensor.grad = torch.randn_like(tensor)
         optimizer.step()
+        with torch.no_grad():
+            for tensor in model.parameters():
+                # Larger than at the start, for logits that depend on every weight.
+                tensor.normal_(tensor.ndim == 1, 0.3)
         for name, buffer in model.named_buffers():
             if name.endswith("expert_bias"):
-                buffer.normal_()
+                buffer.normal_(0, 0.1)
         named = dict(model.named_parameters())
         bias = {k: v for k, v in model.named_buffers() if k.endswith("expert_bias")}
         expected = {f"model/{k}": v for k, v in canonical(config, {**named, **bias}).items()}
@@ -142,6 +181,7 @@ def write(path: Path) -> None:
             moments = {name: optimizer.state[p][kind] for name, p in named.items()}
             expected |= {f"adamw/{kind}/{k}": v for k, v in canonical(config, moments).items()}
         torch.save({k: v.detach().contiguous() for k, v in expected.items()}, path / f"{case}.pt")
+        torch.save(logits(model), path / f"{case}-logits.pt")
         sharded, state = model.sharded_state_dict(), optimizer.state_dict()
         ids = optimizers.get_param_id_to_sharded_param_map(sharded, model.parameters())
         optimizers.optim_state_to_sharding_state(state, ids, exclude_keys=("step",))
@@ -179,6 +219,14 @@ def test_reads_what_megatron_saved(saved: Path, case: str) -> None:
     for name, value in expected.items():
         assert source.tensors[name].shape == value.shape, name
         assert torch.equal(source.read(name), value.flatten()), name
+
+
+def test_model_says_the_same(saved: Path) -> None:
+    """Heads, halves and experts are where our model looks for them."""
+    expected = torch.load(saved / "alike-logits.pt")
+    assert expected.std() > 0.5
+    got = our_logits(open_source(saved / "alike", MODEL))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_any_range_of_interleaved_queries(saved: Path) -> None:
