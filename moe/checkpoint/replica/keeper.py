@@ -220,9 +220,6 @@ class Keeper:
 
     def close(self, ended: bool = False) -> None:
         """Release the group; the memory goes, too, if the run has `ended` as it should."""
-        if ended and not self._broken:
-            # Every rank has read what it needed.
-            self._agree(None, lambda _: None)
-            if self._leads:
-                shutil.rmtree(self._memory, ignore_errors=True)
+        if ended and self._leads:
+            shutil.rmtree(self._memory, ignore_errors=True)
         self._wire.close()
