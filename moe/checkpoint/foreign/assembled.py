@@ -12,6 +12,7 @@ import torch
 from .... import UserError
 from ...naming import Logical, overlaps
 from ..source import TensorInfo
+from .torchfile import FIX, Stored
 from .values import Values, Zeros
 from .wanted import Wanted
 
@@ -68,7 +69,7 @@ class Assembly:
                 f"{self.folder}: elements [{start}, {start + numel}) of {name}, which has "
                 f"{self.wanted.numel(name)} in the model of the config: give its run's config"
             )
-        for logical, first, last in overlaps(self.wanted.logicals(name), start, numel):
+        for logical, first, last in overlaps(self.wanted.logicals[name], start, numel):
             begin = at + logical.start + first - start
             self.add_logical(prefix, logical, Part(first, last - first, values, begin))
 
@@ -98,7 +99,7 @@ class Assembly:
     def _check_names(self) -> None:
         names = [n for names in (self.wanted.parameters, self.wanted.buffers) for n in names]
         self._require("model", names)
-        logicals = {t.name for name in self.wanted.parameters for t in self.wanted.logicals(name)}
+        logicals = {t.name for name in self.wanted.parameters for t in self.wanted.logicals[name]}
         held = {prefix for key in self._parts for prefix in [key.rpartition("/")[0]]} - {"model"}
         for rule in RULES:
             if held.intersection(rule):
@@ -113,7 +114,7 @@ class Assembly:
             )
 
     def _require(self, prefix: str, names: list[str]) -> None:
-        self._refuse_missing(prefix, {t.name for n in names for t in self.wanted.logicals(n)})
+        self._refuse_missing(prefix, {t.name for n in names for t in self.wanted.logicals[n]})
 
     def _refuse_missing(self, prefix: str, names: set[str]) -> None:
         missing = [name for name in names if f"{prefix}/{name}" not in self._parts]
@@ -138,6 +139,29 @@ class Assembly:
                 "file, or give the config of the run that wrote it"
             )
         self._parts[key] = parts
+
+
+class Steps:
+    """The optimizer steps that the files say; all must agree."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._seen = folder, set[int]()
+
+    def see(self, step: Any) -> None:
+        """Note the step of one parameter or group: a number, a tensor, or None."""
+        if step is not None:
+            self._seen.add(int(step.tensor() if isinstance(step, Stored) else step))
+        if len(self._seen) > 1:
+            raise UserError(
+                f"{self._folder}: its files are of steps {min(self._seen)} and {max(self._seen)}: "
+                f"files of two saves are mixed; {FIX}"
+            )
+
+    def last(self, counted: int, meta: dict[str, Any]) -> int:
+        """The run's step: the optimizer's, and the updates that the run refused; without an
+        optimizer `counted`."""
+        step = next(iter(self._seen), counted)
+        return int(step) + int(meta.get("skipped", 0))
 
 
 class ForeignSource:

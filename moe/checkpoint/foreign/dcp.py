@@ -10,7 +10,7 @@ import torch
 
 from .... import UserError
 from ...config import ModelConfig
-from .assembled import KINDS, Assembly, ForeignSource
+from .assembled import KINDS, Assembly, ForeignSource, Steps
 from .pickles import Loader, explain
 from .torchfile import FIX, MAX_PICKLE, Stored, TorchFile, Window, refusing
 from .values import Chunk, Chunks, Values
@@ -119,24 +119,23 @@ def open_dcp(folder: Path, model: ModelConfig | None) -> ForeignSource:
     for name in [] if config.vocab_size else held.tensors:
         if name.endswith(".embedding") and not _STATE.fullmatch(f"{name}.step"):
             config = with_vocabulary(config, held.tensors[name].shape[0])
-    assembly, step = Assembly(folder, Wanted(config)), 0
+    assembly, steps = Assembly(folder, Wanted(config)), Steps(folder)
     for name in held.names():
-        step = max(step, _take(assembly, held, name))
-    return assembly.source(step, {})
+        _take(assembly, held, name, steps)
+    return assembly.source(steps.last(0, {}), {})
 
 
-def _take(assembly: Assembly, held: DCPFolder, name: str) -> int:
-    """Place one saved object; returns the step if it is the optimizer's, else 0."""
+def _take(assembly: Assembly, held: DCPFolder, name: str, steps: Steps) -> None:
+    """Place one saved object, if it belongs to the model or its optimizer."""
     state = _STATE.fullmatch(name)
     known = assembly.wanted.known(state["name"] if state else name)
     if known is None:
-        return 0
+        return
     if state and state["kind"] == "step":
-        return int(held.value(name))
-    if name in held.tensors:
+        steps.see(held.value(name))
+    elif name in held.tensors:
         prefix = KINDS[state["kind"]] if state else "model"
         assembly.add(prefix, known, held.tensors[name])
-    return 0
 
 
 def _load(file: Path) -> Any:

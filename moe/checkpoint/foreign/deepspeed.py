@@ -18,7 +18,7 @@ from typing import Any
 from .... import UserError
 from ...config import ModelConfig, OptimizerConfig
 from ...optim.rules import decays, rule
-from .assembled import KINDS, Assembly, ForeignSource
+from .assembled import KINDS, Assembly, ForeignSource, Steps
 from .torchfile import FIX, Stored, TorchFile
 from .wanted import Wanted, find_model, with_vocabulary
 
@@ -129,30 +129,6 @@ def known(assembly: Assembly, name: str) -> str:
     return found
 
 
-class Steps:
-    """The optimizer steps that the files say; all must agree."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._seen = path, set[int]()
-
-    def see(self, state: dict[str, Any]) -> None:
-        """Note the `step` of one parameter's or group's state."""
-        step = state.get("step")
-        if step is not None:
-            self._seen.add(int(step.tensor() if isinstance(step, Stored) else step))
-        if len(self._seen) > 1:
-            raise UserError(
-                f"{self._path}: its files are of steps {min(self._seen)} and {max(self._seen)}: "
-                f"files of two saves are mixed; {FIX}"
-            )
-
-    def last(self, counted: int, meta: dict[str, Any]) -> int:
-        """The run's step: the optimizer's (DeepSpeed's own count, `counted`, starts anew when our
-        engine resumes), and the updates that the run refused."""
-        step = self._seen.pop() if self._seen else counted
-        return int(step) + int(meta.get("skipped", 0))
-
-
 def _take_flat(assembly: Assembly, folder: Folder, steps: Steps) -> None:
     """ZeRO 1 and 2: every group's parameters end to end, cut over the ranks that share them."""
     world = len(folder.states)
@@ -228,7 +204,7 @@ def _groups(wanted: Wanted, muon: bool) -> list[list[str]]:
 
 def moments(state: dict[str, Any], steps: Steps) -> dict[str, Stored]:
     """The optimizer's tensors by the prefix of their canonical names."""
-    steps.see(state)
+    steps.see(state.get("step"))
     return {KINDS[key]: value for key, value in state.items() if key in KINDS}
 
 

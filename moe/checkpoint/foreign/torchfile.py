@@ -27,7 +27,11 @@ _CHUNK = 4 << 20
 
 
 class Window:
-    """Bytes [start, start + size) of a plain file, read by position: threads may share it."""
+    """Bytes [start, start + size) of a plain file, read by position: threads may share it.
+
+    The file is open only while it is read: a checkpoint may have more files than a process may
+    hold open.
+    """
 
     def __init__(self, file: Path, start: int = 0, size: int | None = None) -> None:
         self.file, self.start = file, start
@@ -36,22 +40,21 @@ class Window:
             self.size = total - start if size is None else size
             if not 0 <= start <= start + self.size <= total:
                 raise ValueError(f"bytes [{start}, {start + self.size}) of {total}: truncated?")
-            self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self._at = 0
-
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
 
     def fill(self, out: memoryview, position: int) -> None:
         """Read len(out) bytes at `position` of the window. Raises ValueError at the end."""
         if position + len(out) > self.size:
             raise ValueError("truncated")
-        while out:
-            got = os.preadv(self._fd, [out], self.start + position)
-            if not got:
-                raise ValueError("truncated")
-            out, position = out[got:], position + got
+        fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            while out:
+                got = os.preadv(fd, [out], self.start + position)
+                if not got:
+                    raise ValueError("truncated")
+                out, position = out[got:], position + got
+        finally:
+            os.close(fd)
 
     def seekable(self) -> bool:
         """What zipfile asks first."""

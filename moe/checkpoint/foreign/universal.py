@@ -6,8 +6,8 @@ from typing import Any
 
 from .... import UserError
 from ...config import ModelConfig
-from .assembled import KINDS, Assembly, ForeignSource
-from .deepspeed import Steps, find_files, known, start, understood
+from .assembled import KINDS, Assembly, ForeignSource, Steps
+from .deepspeed import find_files, known, start, understood
 from .torchfile import FIX, Stored, TorchFile
 
 PARAMETERS = "zero"
@@ -46,7 +46,7 @@ def _take(assembly: Assembly, name: str, place: Path, steps: Steps) -> None:
                 )
             assembly.add_run(prefix, name, 0, numel, values, 0)
     if (place / "step.pt").exists():
-        steps.see({"step": TorchFile(place / "step.pt").data})
+        steps.see(TorchFile(place / "step.pt").data)
 
 
 def _take_groups(file: Path, steps: Steps) -> None:
@@ -54,7 +54,7 @@ def _take_groups(file: Path, steps: Steps) -> None:
     if file.exists():
         groups = TorchFile(file).data.get("optimizer_state_dict", {}).get("state", {})
         for state in groups.values():
-            steps.see(state)
+            steps.see(state.get("step"))
 
 
 def _tensor(file: Path) -> Stored:

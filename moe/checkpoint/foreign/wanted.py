@@ -48,11 +48,11 @@ class Wanted:
         """Shape of every buffer by its name."""
         return {name: tuple(b.shape) for name, b in self.model.named_buffers()}
 
-    def logicals(self, name: str) -> list[Logical]:
-        """The logical tensors in the parameter or buffer `name`, in memory order."""
-        if name in self.parameters:
-            return logical_tensors(name, self.parameters[name])
-        return [Logical(name, self.buffers[name], 0)]
+    @cached_property
+    def logicals(self) -> dict[str, list[Logical]]:
+        """The logical tensors in every parameter and buffer, in memory order."""
+        found = {name: [Logical(name, shape, 0)] for name, shape in self.buffers.items()}
+        return found | {name: logical_tensors(name, p) for name, p in self.parameters.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the parameter or buffer `name`."""

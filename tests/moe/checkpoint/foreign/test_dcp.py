@@ -72,6 +72,9 @@ def write(path: Path) -> dict[str, State]:
     model, optimizer, plain = trained(False)
     weights, moments = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optim": moments}, checkpoint_id=path / "plain")
+    optimizer.step()
+    weights, moments = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optim": moments}, checkpoint_id=path / "later")
     return {"fsdp": sharded, "plain": plain}
 
 
@@ -190,7 +193,27 @@ def test_files_outside_the_folder_are_refused(
         read_all(copied)
 
 
+def loaded_by_torch(folder: Path) -> torch.Tensor:
+    """The embedding that torch's own reader gives, without a word."""
+    state = {"model": {"embedding": torch.zeros(MODEL.vocab_size, MODEL.hidden_size)}}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state["model"]["embedding"]
+
+
+def test_files_of_two_saves_are_refused(
+    saved: tuple[Path, dict[str, State]], tmp_path: Path
+) -> None:
+    """By the steps that both ranks' files hold. FSDP's shards cannot show it: the format has
+    nothing else that names a save, and one rank writes all steps."""
+    folder = Path(shutil.copytree(saved[0] / "plain", tmp_path / "dcp"))
+    shutil.copy(saved[0] / "later" / "__1_0.distcp", folder)
+    with pytest.raises(UserError, match="its files are of steps 3 and 4: files of two saves"):
+        open_source(folder, MODEL)
+    loaded_by_torch(folder)
+
+
 def test_damage_is_refused(copied: Path) -> None:
+    kept = loaded_by_torch(copied)
     file = copied / "__1_0.distcp"
     whole_file = file.read_bytes()
     source = open_source(copied, MODEL)
@@ -200,6 +223,7 @@ def test_damage_is_refused(copied: Path) -> None:
     file.write_bytes(flipped)
     with pytest.raises(UserError, match=r"__1_0\.distcp: .*CRC-32 .* differs"):
         read_all(copied)
+    assert not torch.equal(loaded_by_torch(copied), kept), "torch notices it: say so no more"
     file.write_bytes(whole_file[: len(whole_file) // 2])
     with pytest.raises(UserError, match=r"__1_0\.distcp: cannot be read .*truncated"):
         read_all(copied)

@@ -141,7 +141,7 @@ def our_logits(source: Source) -> torch.Tensor:
     model, layout = Model(MODEL, groups), Wanted(MODEL)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            fill(source, "model", layout.logicals(name), 0, parameter.view(-1))
+            fill(source, "model", layout.logicals[name], 0, parameter.view(-1))
         fill_buffers(source, model)
         context, x = model._context(torch.zeros_like(TOKENS)), model.embedding[TOKENS]
         for block in model.layers:
