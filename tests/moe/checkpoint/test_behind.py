@@ -12,6 +12,7 @@ from ranks import run_ranks
 from moelstrom.moe.checkpoint import snapshot
 from moelstrom.moe.checkpoint.reader import Reader, complete, verify
 from moelstrom.moe.checkpoint.saver import Saver
+from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
 
 CASES = [
@@ -87,3 +88,44 @@ def test_state_at_the_save_is_what_is_saved(tmp_path: Path, engine: str) -> None
 def test_an_update_that_does_not_wait_would_spoil_it(tmp_path: Path) -> None:
     """The case above can fail: copies are slower than a step."""
     assert any(run_ranks(2, unsettled, tmp_path, 0.002))
+
+
+class Held:
+    """As an engine: one large tensor that updates write, and one that anything may."""
+
+    def __init__(self, device: str) -> None:
+        self.weights = torch.zeros(10_000_000, device=device)
+        self.bias = torch.zeros(10, device=device)
+
+    def before_update(self) -> None:
+        """The saver puts its own here."""
+
+    def export_state(self) -> list[Shard]:
+        return [
+            Shard("model/w", (self.weights.numel(),), 0, self.weights, steady=True),
+            Shard("model/bias", (10,), 0, self.bias),
+        ]
+
+
+GPU = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_one_save_after_another(tmp_path: Path, device: str) -> None:
+    held = Held(device)
+    saver = Saver(CheckpointConfig(path=str(tmp_path), keep=9), 0, 1)
+    saver.attach(held)
+    for step in range(1, 6):
+        held.weights.fill_(step)
+        held.bias.fill_(step)
+        saver.save(step, held.export_state(), {})
+        held.bias.fill_(-1)
+        held.before_update()
+        held.weights.fill_(-1)
+    saver.close()
+    for folder in complete(tmp_path):
+        reader = verify(folder)
+        assert all((reader.read(name) == reader.step).all() for name in reader.tensors)
+    assert len(complete(tmp_path)) == 5
