@@ -144,6 +144,11 @@ def rollbacks(folder: Path) -> list[RollBack]:
         ) from None
 
 
+def passed_over(folder: Path) -> list[tuple[int, int]]:
+    """The samples [first, end) of every roll-back so far."""
+    return [back.samples for back in rollbacks(folder)]
+
+
 def _parse(line: dict[str, Any]) -> RollBack:
     first, end = (int(sample) for sample in line["samples"])
     return RollBack(int(line["step"]), (first, end), line.get("behind"))

@@ -21,6 +21,7 @@ from moelstrom.launch.health import (
     Health,
     RollBack,
     RollBackError,
+    passed_over,
     record_rollback,
     rollbacks,
 )
@@ -76,10 +77,6 @@ def test_the_file_of_roll_backs(tmp_path: Path) -> None:
         file.write_text(f'{{"step": 3, "samples": {samples}}}\n')
         with pytest.raises(UserError, match=f"{HEALTH_NAME}: cannot be read .* restore the file"):
             rollbacks(tmp_path)
-
-
-def passed_over(folder: Path) -> list[tuple[int, int]]:
-    return [back.samples for back in rollbacks(folder)]
 
 
 @pytest.fixture(scope="module")
