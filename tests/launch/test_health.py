@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch_runs import final_state, losses, make_dataset, run_here, run_worker, write_config
+from typer.testing import CliRunner
 
 from moelstrom import UserError
+from moelstrom.launch.cli import app
 from moelstrom.launch.config import HealthConfig
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader
@@ -154,6 +156,14 @@ def test_a_rolled_back_run_is_one_without_these_samples(data: Path, tmp_path: Pa
     assert train_on(write_config(tmp_path, data, told, **sections)) == 0
     assert losses(told) == losses(tmp_path / "rolled")
     check_same_end(tmp_path / "rolled", told)
+
+
+def test_the_command_alone_starts_again_by_itself(data: Path, tmp_path: Path) -> None:
+    sections = {**ONE, "health": {"spike": "rollback", **SPIKES}, "cluster": {"launcher": "none"}}
+    config = write_config(tmp_path, data, tmp_path / "run", **sections)
+    ended = CliRunner().invoke(app, ["train", str(config)])
+    assert ended.exit_code == 0 and "back to the last checkpoint" in ended.output
+    assert passed_over(tmp_path / "run") and read(tmp_path / "run")[-1]["kind"] == "done"
 
 
 def test_a_spoilt_checkpoint_is_set_aside(data: Path, tmp_path: Path) -> None:
