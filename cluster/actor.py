@@ -14,6 +14,7 @@ import ray
 
 from .process import WorkerProcess
 from .spec import Event
+from .watch import Poll
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -39,19 +40,6 @@ class Start:
     hide_gpus: bool
     attempt: int
     """Tells this worker's events from those of the ones before it."""
-
-
-@dataclass(frozen=True)
-class Poll:
-    """An answer to a long poll; after an `exit` event nothing follows."""
-
-    events: tuple[Event, ...]
-    first: int
-    """How many events of this attempt came before them."""
-    silent_s: float | None
-    """Seconds since the worker's last sign of life; None before the first."""
-    stage: str | None
-    """What the worker's last beat says that it does."""
 
 
 class WorkerActor:

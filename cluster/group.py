@@ -13,18 +13,18 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from .. import UserError
-from .actor import Poll, Start
+from .actor import Start
 from .config import ClusterConfig
 from .faults import Fault, actor_fault
 from .placement import live_nodes
 from .reach import unreachable
 from .seats import START_TIMEOUT_S, Seat
 from .spec import Event, OnEvent, WorkerSpec
-from .watch import SILENT_S, RankWatch, overdue
+from .watch import SILENT_S, Poll, RankWatch, overdue
 
 KILL_TIMEOUT_S = 6.0
 SILENT_KILL_S = 0.5
-"""For an answer of those that gave none before."""
+"""Enough for an answer; but where there were answers before, a worker may need longer to go."""
 
 
 class StartError(Exception):
@@ -149,17 +149,27 @@ class WorkerGroup:
     def stop(self) -> list[Seat]:
         """SIGKILL every worker; returns the seats whose actors do not say that it is gone."""
         calls = {m.seat.actor.kill.remote(): m for m in self._members}
-        waiting, gone = list(calls), set[Member]()
-        began = time.monotonic()
-        while waiting and not self._kill_is_over([calls[call] for call in waiting], began):
-            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.1)
-            gone.update(calls[call] for call in ready if _says_yes(call))
+        gone = set[Member]()
+        waiting = self._take_kills(list(calls), calls, gone, SILENT_KILL_S)
+        if waiting:
+            cut_off = unreachable(live_nodes())
+            waiting = [call for call in waiting if self._may_answer(calls[call], cut_off)]
+            self._take_kills(waiting, calls, gone, KILL_TIMEOUT_S)
         return [member.seat for member in self._members if member not in gone]
 
-    def _kill_is_over(self, waiting: list[Member], began: float) -> bool:
-        spent = time.monotonic() - began
-        silent = all(m.lost or m.watch.silence(self._looked) > SILENT_S for m in waiting)
-        return spent > (SILENT_KILL_S if silent else KILL_TIMEOUT_S)
+    def _take_kills(
+        self, waiting: list[Any], calls: dict[Any, Member], gone: set[Member], timeout_s: float
+    ) -> list[Any]:
+        """Note which members are gone; returns the calls without an answer."""
+        if not waiting:
+            return []
+        ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
+        gone.update(calls[call] for call in ready if _says_yes(call))
+        return rest
+
+    def _may_answer(self, member: Member, cut_off: frozenset[str]) -> bool:
+        silent = member.watch.silence(self._looked) > SILENT_S
+        return not (member.lost or silent or member.seat.site.node in cut_off)
 
     def _start_of(self, member: Member, rendezvous: dict[str, str]) -> Start:
         log_path = None if self._log_dir is None else self._log_dir / f"rank-{member.rank}.log"

@@ -13,6 +13,8 @@ OWN_WORK = ("data", "compute")
 """What a rank does by itself; the others' slowness shows in the parts beside these."""
 MIN_EXCESS_S = 0.002
 """Less than this is noise, whatever its share."""
+KEPT_STEPS = 10_000
+"""Steps of a rank that wait for the others': answers bring many at a time."""
 QUIET_S = 60.0
 """After a rank was named, before it is named again."""
 
@@ -48,7 +50,9 @@ class Stragglers:
         if not parts or self._size < 2:
             return []
         self._steps[rank].append(parts)
-        if min(len(steps) for steps in self._steps.values()) < WINDOW:
+        if len(self._steps[rank]) > KEPT_STEPS:  # Some rank tells no parts.
+            self._steps = {rank: [] for rank in range(self._size)}
+        if any(len(steps) < WINDOW for steps in (self._steps[rank], *self._steps.values())):
             return []
         typical = {r: typical_parts(steps[:WINDOW]) for r, steps in self._steps.items()}
         for steps in self._steps.values():

@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
-from .actor import Poll
 from .config import ClusterConfig
 from .faults import Fault, exit_fault, silence_fault, stall_fault
+from .spec import Event
 
 MIN_STEPS = 3
 """Steps before their time says how long the next one may take."""
@@ -17,6 +18,19 @@ those that wait for it stop at nearly the same time, in no certain order."""
 SILENT_S = 2.0
 """Four beats."""
 LONG_STAGES = ("save", "evaluate", "load", "compile")
+
+
+@dataclass(frozen=True)
+class Poll:
+    """An answer to a long poll; after an `exit` event nothing follows."""
+
+    events: tuple[Event, ...]
+    first: int
+    """How many events of this attempt came before them."""
+    silent_s: float | None
+    """Seconds since the worker's last sign of life; None before the first."""
+    stage: str | None
+    """What the worker's last beat says that it does."""
 
 
 class RankWatch:
@@ -55,7 +69,7 @@ class RankWatch:
         self.seen = max(self.seen, answer.first + len(answer.events))
         return fault
 
-    def _take_progress(self, event: dict) -> None:
+    def _take_progress(self, event: Event) -> None:
         kind = event["kind"]
         if kind in ("step", "phase"):
             self._phase_limit_s = float(event.get("limit_s", 0.0)) if kind == "phase" else 0.0

@@ -9,6 +9,8 @@ from moelstrom.cluster.placement import (
     gpus_per_worker,
     place_ranks,
 )
+from moelstrom.cluster.spec import WorkerSpec
+from moelstrom.cluster.supervisor import usable_sizes
 
 TWO = (Node("a", 8, 2), Node("b", 8, 4))
 NO_GPU = (Node("a", 4, 0), Node("b", 2, 0))
@@ -61,3 +63,20 @@ def test_a_dry_run_on_this_machine_starts_no_ray(monkeypatch: pytest.MonkeyPatch
     slots = describe_placement(3, config(gpus_per_worker=0))
     assert [(slot.rank, slot.device) for slot in slots] == [(0, "cpu"), (1, "cpu"), (2, "cpu")]
     assert len({slot.node for slot in slots}) == 1
+
+
+def test_sizes_of_a_group() -> None:
+    assert WorkerSpec(("x",), 4).world_sizes == (4,)
+    spec = WorkerSpec(("x",), 4, {}, (4, 2, 1))
+    assert usable_sizes(spec, config()) == (4,)
+    assert usable_sizes(spec, config(elastic=True)) == (4, 2, 1)
+    assert usable_sizes(spec, config(elastic=True, min_workers=2)) == (4, 2)
+    for sizes in ((2, 1), (4, 2, 3), (4, 4)):
+        with pytest.raises(ValueError, match="must descend from world_size 4"):
+            WorkerSpec(("x",), 4, {}, sizes)
+
+
+@pytest.mark.parametrize("fields", [{"elastic": True}, {"spare_workers": 1}])
+def test_strict_strategies_lose_everything_at_once(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="need strategy PACK or SPREAD"):
+        config(strategy="STRICT_SPREAD", **fields)

@@ -33,6 +33,8 @@ def test_the_slow_rank_and_its_part_are_named() -> None:
         found = feed(Stragglers(size, 1.5), size, {1: {"data": 0.08}}, 0.1, WINDOW)
         assert [(s.rank, s.part) for s in found] == [(1, "data")]
         assert 2.5 < found[0].factor < 3.5
+    found = feed(Stragglers(2, 1.5), 2, {0: {"data": 0.035}}, 0.1, WINDOW)
+    assert [(s.rank, s.part) for s in found] == [(0, "data")]  # Though it computes for longer.
     found = feed(Stragglers(3, 1.5), 3, {2: {"compute": 0.08}}, 0.1, WINDOW)
     assert [(s.rank, s.part) for s in found] == [(2, "compute")]
 

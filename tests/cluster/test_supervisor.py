@@ -91,16 +91,13 @@ def test_a_killed_rank(run: Run, tmp_path: Path) -> None:
     assert [json.loads(line)["phase"] for line in lines] == order
 
 
-def test_a_stopped_rank_is_noticed(run: Run) -> None:
-    ran = run(
-        STEPS,
-        on_event=Attack(0, lambda pid: os.kill(pid, signal.SIGSTOP)),
-        heartbeat_timeout_s=3,
-    )
+def test_a_stopped_rank_is_noticed_within_ten_seconds(run: Run) -> None:
+    """With the defaults."""
+    ran = run(STEPS, on_event=Attack(0, lambda pid: os.kill(pid, signal.SIGSTOP)))
     assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
     phases = ran.phases()
     assert "rank 0 gave no sign of life" in phases["fault"]["reason"]
-    assert 3 <= phases["detected"]["since_fault_s"] < 6
+    assert 5 <= phases["detected"]["since_fault_s"] < 10
 
 
 def test_a_hung_rank_is_noticed(run: Run) -> None:
@@ -208,42 +205,28 @@ def test_an_exception_in_the_callback_kills_the_group(run: Run) -> None:
     assert psutil.wait_procs(running, timeout=10)[1] == []
 
 
-ALL_REDUCE_STEPS = """
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    for step in range(1000 if restart == 0 else 3):
-        writer.stage("compute", step)
-        time.sleep(0.05)
-        if restart == 0 and step == 20 and rank == {stuck}:
-            time.sleep(600)
-        writer.stage("wait", step)
-        dist.all_reduce(torch.ones(1))
-        writer.emit("step", step=step)
-    dist.destroy_process_group()
-"""
-
-
 def test_a_deadlocked_rank_is_named_within_ten_seconds(run: Run) -> None:
     """With the defaults; its peer, which is rank 0, waits in an all-reduce."""
-    ran = run(ALL_REDUCE_STEPS.format(stuck=1))
+    ran = run(
+        """
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        for step in range(23 if restart == 0 else 3):
+            writer.stage("compute", step)
+            time.sleep(600 if rank == 1 and step == 20 else 0.05)
+            writer.stage("wait", step)
+            dist.all_reduce(torch.ones(1))
+            writer.emit("step", step=step)
+        dist.destroy_process_group()
+        """
+    )
     assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
     phases = ran.phases()
     assert phases["fault"]["reason"].startswith("rank 1 made no progress for")
     assert "after step 19, in compute (cluster.hang_floor_s: 5 s)" in phases["fault"]["reason"]
     assert phases["detected"]["since_fault_s"] < 10
-
-
-def test_a_stopped_rank_is_noticed_within_ten_seconds(run: Run) -> None:
-    """With the defaults; its peer waits for it."""
-    ran = run(
-        ALL_REDUCE_STEPS.format(stuck=9),
-        on_event=Attack(1, lambda pid: os.kill(pid, signal.SIGSTOP)),
-    )
-    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
-    assert ran.phases()["fault"]["rank"] == 1
-    assert ran.phases()["detected"]["since_fault_s"] < 10
 
 
 def test_an_announced_phase_is_no_hang(run: Run) -> None:

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from moelstrom.cluster.actor import Poll
 from moelstrom.cluster.config import ClusterConfig
-from moelstrom.cluster.watch import RankWatch, overdue
+from moelstrom.cluster.watch import Poll, RankWatch, overdue
 
 CONFIG = ClusterConfig(heartbeat_timeout_s=30)
 
