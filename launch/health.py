@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +103,38 @@ class Health:
             values.extend(state.get(name, ()))
 
 
-def record_rollback(folder: Path, step: int, fault: Fault, samples: tuple[int, int]) -> None:
-    """Note durably that the run goes back behind `step` and passes over its `samples` [first,
-    end)."""
-    line = {"kind": "rollback", "time": time.time(), "step": step, "reason": fault.text}
+@dataclass(frozen=True)
+class RollBack:
+    """One line of `health.jsonl`: the bad `step`, and its `samples` [first, end), which the run
+    passes over from then on. `behind`: the step of a checkpoint that was set aside."""
+
+    step: int
+    samples: tuple[int, int]
+    behind: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no range."""
+        first, end = self.samples
+        if not 0 <= first <= end:
+            raise ValueError(f"samples {first} to {end}")
+
+
+def record_rollback(folder: Path, back: RollBack, reason: str) -> None:
+    """Note a roll-back durably."""
+    line = {"kind": "rollback", "time": time.time(), "reason": reason, **asdict(back)}
     with (folder / HEALTH_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**line, "samples": list(samples)}) + "\n")
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def passed_over(folder: Path) -> list[tuple[int, int]]:
-    """The samples [first, end) of every roll-back so far. Raises UserError for a damaged file."""
+def rollbacks(folder: Path) -> list[RollBack]:
+    """Every roll-back so far. Raises UserError for a damaged file."""
     path = folder / HEALTH_NAME
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A kill can cut the last line short.
-        found = [json.loads(line)["samples"] for line in lines if line.endswith("\n")]
-        return [_range(*samples) for samples in found]
+        return [_parse(json.loads(line)) for line in lines if line.endswith("\n")]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,7 +144,11 @@ def passed_over(folder: Path) -> list[tuple[int, int]]:
         ) from None
 
 
-def _range(first: int, end: int) -> tuple[int, int]:
-    if not 0 <= int(first) <= int(end):
-        raise ValueError(f"samples {first} to {end}")
-    return int(first), int(end)
+def passed_over(folder: Path) -> list[tuple[int, int]]:
+    """The samples [first, end) of every roll-back so far."""
+    return [back.samples for back in rollbacks(folder)]
+
+
+def _parse(line: dict[str, Any]) -> RollBack:
+    first, end = (int(sample) for sample in line["samples"])
+    return RollBack(int(line["step"]), (first, end), line.get("behind"))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from .. import UserError
 from ..cluster.events import EventWriter, Stage
 from ..moe.build import build_model
+from ..moe.checkpoint.folder import move_aside, step_folder
 from ..moe.checkpoint.replica.keeper import Keeper
 from ..moe.checkpoint.saver import Saver
 from ..moe.checkpoint.source import Source
@@ -26,7 +28,7 @@ from ..moe.stages import CLOCK
 from .config import RunConfig
 from .data.loader import Loader
 from .hardware import peak_flops
-from .health import ADVICE, Fault, Health, RollBackError, passed_over, record_rollback
+from .health import ADVICE, Fault, Health, RollBack, RollBackError, record_rollback, rollbacks
 from .log import Listener, RunLog
 from .preempt import Preemption
 from .resume import check_same_model, find_start, random_seed
@@ -86,9 +88,11 @@ class Training:
         self._hooks = StepHooks(
             self.health.accept if self.health.asks else None, lambda: self._preemption.wanted
         )
-        self._passed = self._share(passed_over(config.folder) if self.log else None)
-        self.loader.pass_over(self._passed)
-        self._saved = self._resume()
+        self._rollbacks: list[RollBack] = self._share(
+            rollbacks(config.folder) if self.log else None
+        )
+        self.loader.pass_over([back.samples for back in self._rollbacks])
+        self._saved = self._start = self._resume()
         self._chaos = None
         if "MOELSTROM_CHAOS" in os.environ:
             from .chaos.hook import Hook
@@ -234,17 +238,21 @@ class Training:
     def _roll_back(self, step: int, fault: Fault, samples: tuple[int, int]) -> None:
         """Nothing after the last checkpoint is kept: no save has been started since the fault."""
         limit = self.config.health.max_rollbacks
-        if len(self._passed) >= limit:
+        if len(self._rollbacks) >= limit:
             raise UserError(
                 f"step {step}: {fault.text}, after {limit} roll-backs (health.max_rollbacks); "
                 f"{ADVICE}"
             )
         self._close(ended=False)
+        where = "the last checkpoint"
         if self.log:
-            record_rollback(self.config.folder, step, fault, samples)
+            behind = self._start if self._start_is_bad(step) else None
+            record_rollback(self.config.folder, RollBack(step, samples, behind), fault.text)
+            if behind is not None:
+                where = self._set_aside(behind)
         text = (
-            f"step {step}: {fault.text}: back to the last checkpoint, and past samples "
-            f"{samples[0]} to {samples[1] - 1}"
+            f"step {step}: {fault.text}: back to {where}, and past samples {samples[0]} to "
+            f"{samples[1] - 1}"
         )
         self._tell({"kind": "rolled_back", "step": step, "message": text})
         if self.log:
@@ -252,6 +260,20 @@ class Training:
         # A rank that leaves ends the others: not before the note is on disk.
         dist.barrier()
         raise RollBackError(text)
+
+    def _set_aside(self, step: int) -> str:
+        """Rename the checkpoint of `step`, which spoils every step after it; says what is used."""
+        folder = step_folder(Path(self.config.placed_checkpoint.path), step)
+        try:
+            return f"the checkpoint before step {step}, now {move_aside(folder)}"
+        except OSError as error:
+            return f"the last checkpoint ({folder} should be set aside, but {error.strerror})"
+
+    def _start_is_bad(self, step: int) -> bool:
+        """Whether the checkpoint itself is what went wrong: the step after it did, twice, on
+        different samples."""
+        last = self._rollbacks[-1] if self._rollbacks else None
+        return self._start == step - 1 >= 0 and last is not None and last.step == step
 
     def _describe(self, metrics: StepMetrics, seconds: float) -> dict[str, Any]:
         data = self.config.data
@@ -314,7 +336,8 @@ class Training:
         """Load the last complete checkpoint, or `checkpoint.load`; returns the step of the former,
         else -1."""
         config = self.config.placed_checkpoint
-        source, own = find_start(config, self.model_config, self.keeper, self._note)
+        below = self._rollbacks[-1].behind if self._rollbacks else None
+        source, own = find_start(config, self.model_config, self.keeper, below, self._note)
         if source is not None:
             self._load(source)
         return source.step if source is not None and own else -1

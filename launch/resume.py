@@ -27,15 +27,19 @@ class Weights:
 
 
 def find_start(
-    config: CheckpointConfig, model: ModelConfig, keeper: Keeper | None, note: Callable[[str], None]
+    config: CheckpointConfig,
+    model: ModelConfig,
+    keeper: Keeper | None,
+    below: int | None,
+    note: Callable[[str], None],
 ) -> tuple[Source | None, bool]:
     """The checkpoint to start from, the same on every rank, and whether it is the run's own; None
     for a fresh start.
 
-    Collective. A whole copy in memory comes first; else rank 0 verifies the run's own on disk and
-    chooses; else `config.load` is opened.
+    Collective. A whole copy in memory, of a step below `below` if given, comes first; else rank 0
+    verifies the run's own on disk and chooses; else `config.load` is opened.
     """
-    copy = _in_memory(config, keeper)
+    copy = _in_memory(config, keeper, below)
     if copy is not None:
         return Reader(copy), True
     step = -1
@@ -50,11 +54,11 @@ def find_start(
     return (open_start(config.load, model) if config.load else None), False
 
 
-def _in_memory(config: CheckpointConfig, keeper: Keeper | None) -> Path | None:
+def _in_memory(config: CheckpointConfig, keeper: Keeper | None, below: int | None) -> Path | None:
     """The copy of the newest checkpoint, every file already hashed; collective."""
     if keeper is None:
         return None
-    return keeper.restore(latest(config.path) if dist.get_rank() == 0 else None)
+    return keeper.restore(latest(config.path) if dist.get_rank() == 0 else None, below)
 
 
 def open_start(load: str, model: ModelConfig) -> Source:

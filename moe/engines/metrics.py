@@ -78,7 +78,9 @@ class Tally:
         with waiting():
             return self._sums[1].item() / self._totals.targets
 
-    def finish(self, model: Model, norm: float, lr: float, applied: bool) -> StepMetrics:
+    def finish(
+        self, model: Model, norm: torch.Tensor | float, lr: float, applied: bool
+    ) -> StepMetrics:
         """End a step after `reduce`: move the routers' biases if it was `applied`, report."""
         assert self._sums is not None
         counts = self._counts()
@@ -87,7 +89,7 @@ class Tally:
                 model.update_router_bias(counts)
         with waiting():
             wishes, loss, aux = self._sums[:3].tolist()
-            load = counts.cpu()
+            load, norm = counts.cpu(), float(norm)
         return StepMetrics(
             loss=loss / self._totals.targets,
             aux_loss=aux / self._totals.sequences,

@@ -94,7 +94,7 @@ class NativeEngine:
         else:
             self._refuse()
         self.steps_done += 1
-        return tally.finish(self.model, norm.item(), lr, applied)
+        return tally.finish(self.model, norm, lr, applied)
 
     def _reduce_gradients(self) -> torch.Tensor:
         """End all reductions; returns the global gradient norm, each parameter counted once."""

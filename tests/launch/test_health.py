@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch_runs import final_state, losses, make_dataset, run_here, run_worker, write_config
+from typer.testing import CliRunner
 
 from moelstrom import UserError
+from moelstrom.launch.cli import app
 from moelstrom.launch.config import HealthConfig
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader
@@ -19,9 +21,11 @@ from moelstrom.launch.health import (
     HEALTH_NAME,
     Fault,
     Health,
+    RollBack,
     RollBackError,
     passed_over,
     record_rollback,
+    rollbacks,
 )
 from moelstrom.launch.log import read
 from moelstrom.moe.checkpoint.folder import step_folder
@@ -64,16 +68,17 @@ def test_too_many_skips_in_a_row_stop() -> None:
 
 
 def test_the_file_of_roll_backs(tmp_path: Path) -> None:
-    assert passed_over(tmp_path) == []
-    record_rollback(tmp_path, 25, Fault("rollback", "the loss is nan"), (96, 100))
-    record_rollback(tmp_path, 7, Fault("rollback", "the loss is nan"), (24, 28))
+    assert rollbacks(tmp_path) == []
+    found = [RollBack(25, (96, 100)), RollBack(7, (24, 28), behind=6)]
+    for back in found:
+        record_rollback(tmp_path, back, "the loss is nan")
     file = tmp_path / HEALTH_NAME
     file.write_text(file.read_text() + '{"kind": "roll')
-    assert passed_over(tmp_path) == [(96, 100), (24, 28)]
-    for text in ("[]\n", '{"samples": [3]}\n', '{"samples": [5, 4]}\n', "nothing\n"):
-        file.write_text(text)
+    assert rollbacks(tmp_path) == found
+    for samples in ("[]", "[3]", "[5, 4]", "null"):
+        file.write_text(f'{{"step": 3, "samples": {samples}}}\n')
         with pytest.raises(UserError, match=f"{HEALTH_NAME}: cannot be read .* restore the file"):
-            passed_over(tmp_path)
+            rollbacks(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=3)
 
 
+@settings(deadline=None, max_examples=40)
 @given(drawn=RANGES)
 def test_passed_samples_are_never_read(data: Path, drawn: list[tuple[int, int]]) -> None:
     """Every other one is, in order, whatever the ranges overlap or cut."""
@@ -150,6 +156,30 @@ def test_a_rolled_back_run_is_one_without_these_samples(data: Path, tmp_path: Pa
     assert train_on(write_config(tmp_path, data, told, **sections)) == 0
     assert losses(told) == losses(tmp_path / "rolled")
     check_same_end(tmp_path / "rolled", told)
+
+
+def test_the_command_alone_starts_again_by_itself(data: Path, tmp_path: Path) -> None:
+    sections = {**ONE, "health": {"spike": "rollback", **SPIKES}, "cluster": {"launcher": "none"}}
+    config = write_config(tmp_path, data, tmp_path / "run", **sections)
+    ended = CliRunner().invoke(app, ["train", str(config)])
+    assert ended.exit_code == 0 and "back to the last checkpoint" in ended.output
+    assert passed_over(tmp_path / "run") and read(tmp_path / "run")[-1]["kind"] == "done"
+
+
+def test_a_spoilt_checkpoint_is_set_aside(data: Path, tmp_path: Path) -> None:
+    """An update of step 11 ruins the weights, and they are saved before anything shows it. The
+    second time that step 12 fails right after that checkpoint, the one before it is used."""
+    output = tmp_path / "run"
+    train_on(write_config(tmp_path, data, output, **ONE, steps=10))
+    every = {**ONE, "checkpoint": {"interval": 1}}
+    ruin = write_config(tmp_path, data, output, **every, optimizer={"lr": 1e30})
+    for _ in range(2):
+        with pytest.raises(RollBackError):
+            run_here(ruin)
+    assert [(back.step, back.behind) for back in rollbacks(output)] == [(12, None), (12, 11)]
+    assert len(list((output / "checkpoints").glob("step-00000011.broken-*"))) == 1
+    assert train_on(write_config(tmp_path, data, output, **ONE)) == 0
+    assert [r["step"] for r in read(output) if r["kind"] == "resume"][-1] == 10
 
 
 def test_a_resume_judges_and_skips_alike(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from launch_runs import final_state, losses, make_dataset, write_config
 
-from moelstrom.launch.health import passed_over
+from moelstrom.launch.health import rollbacks
 from moelstrom.launch.log import read
 
 COMMAND = [sys.executable, "-c", "from moelstrom.launch.cli import main; main()", "train"]
@@ -46,8 +46,7 @@ def test_rolled_back_pre_empted_and_finished(tmp_path: Path) -> None:
     left = [r["step"] for r in read(tmp_path / "run") if r["kind"] == "preempted"]
     assert len(left) == 1 and left[0] >= 15
     assert start(config).communicate(timeout=240)[0]
-    ranges = passed_over(tmp_path / "run")
-    assert ranges
+    assert rollbacks(tmp_path / "run")
     told = tmp_path / "told"
     told.mkdir()
     (told / "health.jsonl").write_bytes((tmp_path / "run" / "health.jsonl").read_bytes())
