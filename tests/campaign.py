@@ -362,7 +362,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     found, runs = campaign(options)
-    Console().print(show(found))
+    Console(width=120).print(show(found))
     short = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
     print(json.dumps(short, indent=1))
     if options.json:

@@ -1,14 +1,16 @@
 """What a run made of its faults: how long each phase took, and which steps and samples it cost."""
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...cluster.spec import Event
 from ..health import passed_over
-from ..log import read
+from ..log import LOG_NAME, read
 from .injector import Injection
 
 PHASES = ("detect_s", "regroup_s", "load_s", "first_step_s", "down_s")
@@ -114,23 +116,28 @@ def judge(
         wall_s=wall,
         goodput=sum(r["step_s"] for r in steps.values()) / wall if wall else 0.0,
         samples=samples(list(steps.values()), passed_over(folder)),
-        recoveries=recoveries(recorder.events, done, exit_code == 0),
+        recoveries=recoveries(recorder.events, done, steps_undone(folder), exit_code == 0),
         events=recorder.events,
     )
 
 
 def recoveries(
-    events: Sequence[Event], done: Sequence[Injection], finished: bool
+    events: Sequence[Event],
+    done: Sequence[Injection],
+    undone: Sequence[tuple[float, int]],
+    finished: bool,
 ) -> list[Recovery]:
-    """One for each fault, out of the events between it and the next."""
+    """One for each fault, out of what came between it and the next."""
     ends = [fault.time for fault in done[1:]] + [float("inf")]
-    return [
-        _recovery(fault, [e for e in events if fault.time <= e["time"] < end], finished)
-        for fault, end in zip(done, ends, strict=True)
-    ]
+    found = []
+    for fault, end in zip(done, ends, strict=True):
+        after = [event for event in events if fault.time <= event["time"] < end]
+        lost = sum(steps for time, steps in undone if fault.time <= time < end)
+        found.append(_recovery(fault, after, lost, finished))
+    return found
 
 
-def _recovery(fault: Injection, after: Sequence[Event], finished: bool) -> Recovery:
+def _recovery(fault: Injection, after: Sequence[Event], lost: int, finished: bool) -> Recovery:
     detected = _first(after, "detected")
     regrouped = _first(after, "regrouped", detected or fault.time)
     loaded = _first(after, "resume", regrouped)
@@ -146,7 +153,7 @@ def _recovery(fault: Injection, after: Sequence[Event], finished: bool) -> Recov
         load_s=_between(regrouped, began),
         first_step_s=_between(began, step),
         down_s=_between(fault.time, step),
-        steps_lost=_steps_lost(fault, after, regrouped),
+        steps_lost=lost,
     )
 
 
@@ -168,14 +175,20 @@ def _between(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else round(end - start, 4)
 
 
-def _steps_lost(fault: Injection, after: Sequence[Event], regrouped: float | None) -> int:
-    """Steps that were done and are done again: past the step that the restart went back to."""
-    steps = [e for e in after if e["kind"] == "step"]
-    again = [e["step"] for e in steps if regrouped is not None and e["time"] >= regrouped]
-    if regrouped is None or not again:
-        return 0
-    done = max([fault.step, *(e["step"] for e in steps if e["time"] < regrouped)])
-    return max(0, done - again[0] + 1)
+def steps_undone(folder: Path) -> list[tuple[float, int]]:
+    """For each start in a run's log: when it was, and how many logged steps it went back."""
+    found: list[tuple[float, int]] = []
+    last, path = 0, folder / LOG_NAME
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        with suppress(ValueError):  # A kill cut it short.
+            record = json.loads(line)
+            if record["kind"] == "step":
+                last = max(last, record["step"])
+            if record["kind"] == "run":
+                found.append((record["time"], max(0, last - record["step"])))
+                last = record["step"]
+    return found
 
 
 def samples(steps: Sequence[dict[str, Any]], policy: Sequence[tuple[int, int]]) -> Samples | None:

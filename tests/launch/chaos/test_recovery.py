@@ -48,13 +48,17 @@ KILLED = (
 )
 
 
-def log(folder: Path, ranges: dict[int, tuple[int, int]] | None = None) -> None:
+def log(folder: Path, ranges: dict[int, tuple[int, int]] | None = None, again: bool = True) -> None:
+    """Three steps, then perhaps from the second on again."""
+    parts = [(100, 0, (1, 2, 3))] + ([(109.1, 1, (2, 3, 4))] if again else [])
     with (folder / "metrics.jsonl").open("w") as file:
-        for number in (1, 2, 3, 2, 3, 4):
-            record = {"kind": "step", "step": number, "step_s": 0.6}
-            if ranges:
-                record["samples"] = ranges[number]
-            file.write(json.dumps(record) + "\n")
+        for time, start, steps in parts:
+            records = [{"kind": "run", "time": time, "step": start}]
+            for number in steps:
+                samples = {"samples": ranges[number]} if ranges else {}
+                records.append({"kind": "step", "step": number, "step_s": 0.6, **samples})
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        file.write('{"kind": "st')
 
 
 def test_the_phases_of_a_kill(tmp_path: Path) -> None:
@@ -71,7 +75,7 @@ def test_the_phases_of_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_at_the_fault(tmp_path: Path) -> None:
-    log(tmp_path)
+    log(tmp_path, again=False)
     events = [*KILLED[:7], phase(105, "ended", 0)]
     done = [fault("kill", 103.5, 3)]
     report = judge(tmp_path, recorded(*events), done, faults=1, exit_code=1, message="gone")
@@ -135,4 +139,4 @@ def judge_one(detect_s: float) -> list[Any]:
     from moelstrom.launch.chaos.recovery import recoveries
 
     events = [{"kind": "timeline", "phase": "detected", "time": 10 + detect_s}]
-    return recoveries(events, [fault("kill", 10, 1)], True)
+    return recoveries(events, [fault("kill", 10, 1)], [], True)
