@@ -1,6 +1,7 @@
 """`moelstrom ckpt export-hf` and `import-hf`: to and from folders that transformers loads."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,8 +131,8 @@ def _tokenizer(chosen: str | None, source: "Source") -> tuple[int | None, dict[s
 def _config(model: "ModelConfig", source: Path, out: Path) -> str:
     import yaml
 
-    values: dict[str, Any] = {"name": out.resolve().parent.name or "imported"}
-    values["model"] = model.model_dump(mode="json")
+    name = re.sub(r"[^\w.-]", "_", out.resolve().parent.name).lstrip(".-") or "imported"
+    values: dict[str, Any] = {"name": name, "model": model.model_dump(mode="json")}
     values["checkpoint"] = {"path": str(out.resolve())}
     if (source / "tokenizer.json").is_file():
         values["data"] = {"tokenizer": str((source / "tokenizer.json").resolve())}

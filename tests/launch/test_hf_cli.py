@@ -76,10 +76,11 @@ def test_mistakes_name_their_option(ours: Path, tmp_path: Path) -> None:
 def test_a_run_starts_from_imported_weights(ours: Path, tmp_path: Path, engine: str) -> None:
     """Two steps that hardly move from the imported weights, with an optimizer that was empty."""
     run("export-hf", ours, tmp_path / "hf", "--dtype", "fp32")
-    config, checkpoints = tmp_path / "run.yaml", tmp_path / "run" / "checkpoints"
+    config, checkpoints = tmp_path / "run.yaml", tmp_path / "my run" / "checkpoints"
     run("import-hf", tmp_path / "hf", checkpoints, "--write", config)
     values = yaml.safe_load(config.read_text())
-    values |= {"steps": 2, "output": str(tmp_path / "run"), "engine": {"name": engine}}
+    assert values["name"] == "my_run"
+    values |= {"steps": 2, "output": str(tmp_path / values["name"]), "engine": {"name": engine}}
     values["data"] = {
         "path": str(make_dataset(tmp_path)),
         "seq_len": 32,
@@ -90,9 +91,9 @@ def test_a_run_starts_from_imported_weights(ours: Path, tmp_path: Path, engine: 
     config.write_text(yaml.safe_dump(values))
     ran = run_worker(config)
     assert ran.returncode == 0, ran.stderr
-    records = read(tmp_path / "run")
+    records = read(tmp_path / "my_run")
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2]
-    state, start = final_state(tmp_path / "run", 2), final_state(tmp_path / "run", 0)
+    state, start = final_state(tmp_path / "my run", 2), final_state(tmp_path / "my run", 0)
     for name, values in start.items():
         torch.testing.assert_close(state[name], values, rtol=0, atol=1e-7)
     assert any(name.startswith("adamw/exp_avg/") and state[name].any() for name in state)
