@@ -83,9 +83,7 @@ def _check_backend(file: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error}): {FIX}") from None
     if backend != "torch_dist":
-        raise UserError(
-            f"{file}: sharded_backend is {backend!r}: save in the torch_dist format"
-        )
+        raise UserError(f"{file}: sharded_backend is {backend!r}: save in the torch_dist format")
 
 
 def _choose(folder: DCPFolder) -> list[Tensor]:
