@@ -83,9 +83,7 @@ def _check_backend(file: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error}): {FIX}") from None
     if backend != "torch_dist":
-        raise UserError(
-            f"{file}: sharded_backend is {backend!r}: save with --dist-ckpt-format torch_dist"
-        )
+        raise UserError(f"{file}: sharded_backend is {backend!r}: save in the torch_dist format")
 
 
 def _choose(folder: DCPFolder) -> list[Tensor]:
@@ -97,7 +95,7 @@ def _choose(folder: DCPFolder) -> list[Tensor]:
         if key.startswith("optimizer.") and state is None:
             raise UserError(
                 f"{folder.folder}: {key} is in a layout of one data-parallel size: save with "
-                "--dist-ckpt-optim-fully-reshardable"
+                "distrib_optim_sharding_type fully_reshardable"
             )
         if state is None:
             found.setdefault(("model", key), values)

@@ -114,6 +114,15 @@ def test_copies_of_experts_are_cut_between_their_ranks(tmp_path: Path) -> None:
     check(tmp_path / "both" / "deepspeed", tmp_path / "both" / "ours", MODEL)
 
 
+@pytest.mark.slow
+def test_padded_shards(tmp_path: Path) -> None:
+    """Three ranks divide few parameters evenly."""
+    cases = {"one": Case("deepspeed", 1, 1), "three": Case("deepspeed", 1, 3)}
+    run_ranks(3, write, cases, tmp_path)
+    for name in cases:
+        check(tmp_path / name / "deepspeed", tmp_path / name / "ours", MODEL)
+
+
 @pytest.mark.parametrize("name", UNIVERSAL)
 def test_reads_universal_checkpoints(saved: Path, name: str) -> None:
     convert(saved / name)

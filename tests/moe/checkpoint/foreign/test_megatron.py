@@ -255,7 +255,7 @@ def test_another_model_is_refused(saved: Path) -> None:
 
 def test_damage_is_refused(copied: Path) -> None:
     (copied / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
-    with pytest.raises(UserError, match=r"sharded_backend is 'zarr': save with"):
+    with pytest.raises(UserError, match=r"sharded_backend is 'zarr': save in"):
         open_source(copied, MODEL)
     (copied / "metadata.json").write_text("{")
     with pytest.raises(UserError, match=r"metadata\.json: cannot be read"):
