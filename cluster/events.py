@@ -8,6 +8,7 @@ phase ends it), "error" (message: why this rank will exit), "preempted" (step: s
 exits 0). Every event counts as progress. "alive" is the beat.
 """
 
+import atexit
 import json
 import os
 import threading
@@ -17,6 +18,9 @@ from typing import Any, Literal
 EVENTS_FD = "MOELSTROM_EVENTS_FD"
 """Environment variable that holds the file descriptor of the pipe."""
 BEAT_INTERVAL_S = 0.5
+EXIT = "exit"
+"""The phase of an ending interpreter, which runs no threads any more."""
+EXIT_LIMIT_S = 60.0
 Stage = Literal["data", "compute", "wait", "update", "save", "evaluate", "load", "compile", "idle"]
 """What a rank does; `wait` is inside a collective."""
 
@@ -31,6 +35,7 @@ class EventWriter:
         self._stage: tuple[Stage, int | None, float] = ("idle", None, time.monotonic())
         if fd is not None:
             threading.Thread(target=self._beat, args=(fd,), name="event-beat", daemon=True).start()
+            atexit.register(self.emit, "phase", name=EXIT, limit_s=EXIT_LIMIT_S)
 
     @classmethod
     def from_env(cls) -> "EventWriter":

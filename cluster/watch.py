@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .config import ClusterConfig
+from .events import EXIT
 from .faults import Fault, exit_fault, silence_fault, stall_fault
 from .spec import Event
 
@@ -46,6 +47,7 @@ class RankWatch:
         self.step: int | None = None
         self.steps = 0
         self.stage: str | None = None
+        self._exiting = False
         self.left = False
         """It saved because it was told to go."""
         self._silent_s = 0.0
@@ -73,6 +75,7 @@ class RankWatch:
         kind = event["kind"]
         if kind in ("step", "phase"):
             self._phase_limit_s = float(event.get("limit_s", 0.0)) if kind == "phase" else 0.0
+            self._exiting = event.get("name") == EXIT
         if kind == "preempted":
             self.left = True
         if kind != "step":
@@ -84,8 +87,8 @@ class RankWatch:
         self._step_time = event["time"]
 
     def silence(self, now: float) -> float:
-        """Seconds since the last sign of life that is known here."""
-        return now - self.answered + self._silent_s
+        """Seconds since the last sign of life that is known here; an ending process gives none."""
+        return now - self.answered if self._exiting else now - self.answered + self._silent_s
 
     def idle(self, now: float) -> float:
         """Seconds since the last event."""

@@ -108,3 +108,13 @@ def test_silence_counts_from_the_last_answer() -> None:
     beat(ranks[1], 1.0, "compute", silent_s=0.5)
     config = CONFIG.model_copy(update={"heartbeat_timeout_s": 3.0, "hang_floor_s": 60.0})
     assert "rank 0 gave no sign of life for 3.4 s" in verdict(ranks, 3.4, config)
+
+
+def test_an_ending_interpreter_needs_no_beats() -> None:
+    ranks = [watch(0)]
+    tell(ranks[0], 1.0, "phase", name="exit", limit_s=60.0)
+    for at in (35.0, 60.5):
+        beat(ranks[0], at, "idle", silent_s=at - 1)
+        assert verdict(ranks, at) == ""
+    beat(ranks[0], 61.5, "idle", silent_s=60.5)
+    assert "the announced phase's limit: 60 s" in verdict(ranks, 61.5)
