@@ -347,6 +347,8 @@ class Training:
         self.engine.import_state(source)
         if source.meta.get("data") is not None:
             self.loader.load_state(source.meta["data"])
+        elif source.step:
+            self._note(f"{source.folder}: no data position in it; reading from the first sample")
         self.health.load_state(source.meta.get("health", {}))
         self._load_random(source)
         self._record({"kind": "resume", "step": source.step, "folder": str(source.folder)})
