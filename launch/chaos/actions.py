@@ -54,7 +54,11 @@ def _send_there(pid: int, node: str, number: int, control: str) -> None:
             os.kill(pid, number)
 
     task = ray.remote(kill).options(num_cpus=0, resources={f"node:{node}": 0.001})
-    ray.get(task.remote(), timeout=COMMAND_TIMEOUT_S)
+    try:
+        ray.get(task.remote(), timeout=COMMAND_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"node {node}: cannot signal its worker ({reason})") from None
 
 
 def complete_checkpoints(path: Path) -> list[Path]:

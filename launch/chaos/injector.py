@@ -134,17 +134,13 @@ class Injector:
         if not self._wait(lambda: self._is_due(fault) and self._is_ready(fault)):
             return None
         time.sleep(getattr(fault, "delay_s", 0.0))
-        with self._changed:
-            pids, nodes, step = dict(self._seen.pids), dict(self._seen.nodes), self._seen.step
-        facts = self._facts(index, fault, time=time.time(), step=step, detail="")
-        self._say(fault, step, facts["node"])
-        if isinstance(fault, Kill | Stop):
-            number = actions.KILL if isinstance(fault, Kill) else actions.STOP
-            actions.send(pids[fault.rank], nodes[fault.rank], number, self._folder)
+        facts = self._facts(index, fault, time=time.time(), step=self._seen.step, detail="")
+        self._say(fault, facts["step"], facts["node"])
         if isinstance(fault, Corrupt):
             newest = actions.complete_checkpoints(self._checkpoints)[-1]
             facts["detail"] = f"{newest.name}: {actions.flip_bit(newest, fault.file, index)}"
-            actions.send(pids[fault.rank], nodes[fault.rank], actions.KILL, self._folder)
+        if isinstance(fault, Kill | Stop | Corrupt):
+            self._signal(fault.rank, actions.STOP if isinstance(fault, Stop) else actions.KILL)
         if isinstance(fault, DiskFull):
             self._fill(fault)
         if isinstance(fault, NodeLost):
@@ -152,6 +148,13 @@ class Injector:
         if isinstance(fault, DiskFull | NodeLost):
             facts["until"] = time.time()
         return Injection(**facts)
+
+    def _signal(self, rank: int, number: int) -> None:
+        """To the rank's present process; it may be gone by now."""
+        with self._changed:
+            pid, node = self._seen.pids.get(rank), self._seen.nodes.get(rank)
+        if pid is not None and node is not None:
+            actions.send(pid, node, number, self._folder)
 
     def _fill(self, fault: DiskFull) -> None:
         try:
@@ -190,11 +193,13 @@ class Injector:
 
     def _is_ready(self, fault: AnyFault) -> bool:
         """Whether there is anything to break."""
-        if isinstance(fault, Corrupt):
-            return len(actions.complete_checkpoints(self._checkpoints)) >= 2
         if isinstance(fault, NodeLost):
             return fault.node in self._seen.nodes.values()
-        return fault.rank in self._seen.pids if isinstance(fault, Kill | Stop) else True
+        if getattr(fault, "rank", 0) not in self._seen.pids:
+            return False
+        if isinstance(fault, Corrupt):
+            return len(actions.complete_checkpoints(self._checkpoints)) >= 2
+        return True
 
     def _is_over(self, done: Injection) -> bool:
         return self._seen.stepped == self._seen.restart and self._seen.step > done.step + MARGIN

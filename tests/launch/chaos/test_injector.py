@@ -96,6 +96,30 @@ def test_a_strangers_process_is_left_alone(tmp_path: Path, worker: Make) -> None
     assert stranger.poll() is None
 
 
+FAR = """
+import sys
+from moelstrom.cluster.config import ClusterConfig
+from moelstrom.cluster.ray_session import ray_session
+from moelstrom.launch.chaos import actions
+
+with ray_session(ClusterConfig(), world_size=1):
+    import ray
+
+    for pid in sys.argv[2:]:
+        actions._send_there(int(pid), ray.util.get_node_ip_address(), actions.KILL, sys.argv[1])
+"""
+
+
+def test_a_worker_of_another_machine_gets_its_signal_from_there(
+    tmp_path: Path, worker: Make
+) -> None:
+    """By a Ray task on that node, which here is this machine's own."""
+    ours, stranger = worker(), worker(tmp_path / "other")
+    pids = [str(stranger.pid), str(ours.pid)]
+    subprocess.run([sys.executable, "-c", FAR, str(tmp_path), *pids], check=True, timeout=120)
+    assert ours.wait(20) == -signal.SIGKILL and stranger.poll() is None
+
+
 def test_inner_faults_are_offered_and_heard_of(tmp_path: Path, worker: Make) -> None:
     run = Run(tmp_path, {"kind": "nan", "at_step": 7})
     with run.injector:
