@@ -1,6 +1,6 @@
 """Reshaping against `cp` of the same bytes and against DeepSpeed's and torch DCP's own ways.
 
-`python -m moelstrom.moe.checkpoint.reshape.bench [--mb 600] [--rounds 5] [--path FOLDER] [--json]`.
+`python -m moelstrom.moe.checkpoint.reshape.bench [--mb 900] [--rounds 5] [--path FOLDER] [--json]`.
 Everything is flushed to disk inside the timed part; sources lie in the page cache for all. In each
 round every reshape runs beside a `cp -r` of its source, in alternating order.
 """
@@ -35,7 +35,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "one rank": {"dp": 1, "zero": 0},
     "dp 4, ep 2": {"dp": 4, "ep": 2},
     "tp 2, dp 2": {"tp": 2, "dp": 2},
-    "pp 3, ep 2, dp 2": {"pp": 3, "ep": 2, "dp": 2},
+    "pp 2, ep 2, dp 2": {"pp": 2, "ep": 2, "dp": 2},
 }
 """From the native engine's two ranks."""
 BYTES_PER_PARAMETER = 12
@@ -103,18 +103,17 @@ class Bench:
 
 
 def _model(megabytes: int) -> ModelConfig:
-    """A mixture whose fp32 state has about so many megabytes."""
-    hidden, experts, layers = 512, 16, 6
-    rest = megabytes * 10**6 / BYTES_PER_PARAMETER / layers - 2.5 * hidden**2
-    width = max(8, round(rest / (3 * hidden * experts) / 8) * 8)
+    """As many of moe-300m's layers as make about so many megabytes of fp32 state."""
+    layer = BYTES_PER_PARAMETER * 25.2e6 / 1e6
     return ModelConfig(
-        vocab_size=512,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=8,
-        num_kv_heads=2,
+        vocab_size=320,
+        hidden_size=768,
+        num_layers=max(1, round(megabytes / layer)),
+        num_heads=12,
+        num_kv_heads=4,
         head_dim=64,
-        moe=MoEConfig(num_experts=experts, expert_size=width),
+        qk_norm=True,
+        moe=MoEConfig(num_experts=16, expert_size=640),
     )
 
 
@@ -143,7 +142,7 @@ def measure(path: Path, megabytes: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mb", type=int, default=600, help="megabytes of the state")
+    parser.add_argument("--mb", type=int, default=900, help="megabytes of the state")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--path", type=Path, help="an existing folder on the disk to measure")
     parser.add_argument("--json", action="store_true")
