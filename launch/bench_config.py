@@ -27,6 +27,8 @@ class BenchCluster(ClusterConfig):
     max_restarts: Literal[0] = 0
     heartbeat_timeout_s: Annotated[float, Field(ge=3)] = 10.0
     progress_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    hang_floor_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """A sweep's points say nothing of each other's times: `progress_timeout_s` alone decides."""
 
 
 class Launch(BaseModel):
