@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def write_peers(ours: Path, folder: Path, threads: int) -> None:
 
 def _writer(rank: int, store: str, ours: Path, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
+    # DeepSpeed logs on standard output, which may be this benchmark's JSON.
+    sys.stdout = sys.stderr
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WRITERS))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WRITERS)
@@ -93,8 +96,6 @@ def _sharded(
 
 def convert_to_universal(folder: Path, workers: int) -> Path:
     """DeepSpeed's conversion, which any of its layouts loads; the folder that it made."""
-    from deepspeed.checkpoint.ds_to_universal import main
-
     out = folder / UNIVERSAL
     arguments = argparse.Namespace(
         input_folder=str(folder / DEEPSPEED / "saved"),
@@ -106,6 +107,8 @@ def convert_to_universal(folder: Path, workers: int) -> Path:
         inject_missing_state=True,
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from deepspeed.checkpoint.ds_to_universal import main
+
         main(arguments)
     return out
 
