@@ -56,7 +56,10 @@ def judged(output: Path, report: dict[str, Any]) -> dict[str, Any]:
         {**r["fault"], "down_s": r["down_s"], "detect_s": r["detect_s"], "lost": r["steps_lost"]}
         for r in report["recoveries"]
     ]
+    waited = report.get("capped", 0) * report.get("cap_s", 0.0)
     own = {"wall_s": wall, "useful_s": useful, "goodput": useful / wall, "faults": faults}
+    # As if an operator had been there at once.
+    own["goodput_without_caps"] = useful / (wall - waited)
     return own | {name: report[name] for name in (*KEPT, "capped", "cap_s") if name in report}
 
 
