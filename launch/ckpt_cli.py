@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import UserError
-from ..collectives_bench.sizes import label, parse_bytes
+from ..collectives_bench.sizes import label
 from . import terminal
 
 if TYPE_CHECKING:
@@ -99,7 +98,8 @@ def reshape(
     from ..moe.checkpoint.reshape.run import reshape as run
 
     target = make_target(engine=engine, dp=dp, ep=ep, tp=tp, pp=pp, cp=cp, zero=zero)
-    plan = _plan(open_checkpoint(source, model), target, _size(memory), readers)
+    limit = terminal.parse_bytes("--memory", memory)
+    plan = _plan(open_checkpoint(source, model), target, limit, readers)
     if dry_run:
         _show_plan(plan, out, as_json)
         return
@@ -169,13 +169,6 @@ def _optimizer(source: "Source") -> "OptimizerConfig":
         return OptimizerConfig.model_validate(saved)
     muon = any(name.startswith("muon/") for name in source.tensors)
     return OptimizerConfig(name="muon" if muon else "adamw")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UserError(f"--memory {error}") from None
 
 
 def _bytes(source: "Source") -> int:
