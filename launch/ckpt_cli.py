@@ -59,6 +59,7 @@ def verify(
 ) -> None:
     """Read and hash everything; the state's hash is the same in every layout."""
     from ..moe.checkpoint.reshape.compare import hashes, state_hash
+    from ..moe.checkpoint.reshape.plan import state_bytes
 
     found = open_checkpoint(source, model)
     with terminal.byte_progress("verifying") as progress:
@@ -67,7 +68,7 @@ def verify(
         "folder": str(found.folder),
         "step": found.step,
         "tensors": len(by_tensor),
-        "bytes": _bytes(found),
+        "bytes": state_bytes(found),
         "state_sha256": state_hash(found, by_tensor),
     }
     if as_json:
@@ -124,6 +125,7 @@ def diff(
 ) -> None:
     """Whether two checkpoints hold the same state, in whatever layouts; 1 if not."""
     from ..moe.checkpoint.reshape.compare import differences
+    from ..moe.checkpoint.reshape.plan import state_bytes
 
     one, other = open_checkpoint(a, model), open_checkpoint(b, model)
     with terminal.byte_progress("comparing") as progress:
@@ -136,7 +138,7 @@ def diff(
     elif rows:
         terminal.console().print(_differences_table(rows))
     else:
-        print(f"equal: {len(one.tensors)} tensors, {label(_bytes(one))}")
+        print(f"equal: {len(one.tensors)} tensors, {label(state_bytes(one))}")
     if rows:
         raise typer.Exit(1)
 
@@ -171,15 +173,9 @@ def _optimizer(source: "Source") -> "OptimizerConfig":
     return OptimizerConfig(name="muon" if muon else "adamw")
 
 
-def _bytes(source: "Source") -> int:
-    from ..moe.checkpoint.reshape.plan import tensor_bytes
-
-    return sum(map(tensor_bytes, source.tensors.values()))
-
-
 def _facts(source: "Source") -> dict[str, Any]:
     from ..moe.checkpoint.reader import Reader
-    from ..moe.checkpoint.reshape.plan import tensor_bytes
+    from ..moe.checkpoint.reshape.plan import state_bytes, tensor_bytes
 
     groups: dict[str, dict[str, int]] = {}
     for name, info in source.tensors.items():
@@ -193,7 +189,7 @@ def _facts(source: "Source") -> dict[str, Any]:
         "format": "moelstrom" if ours else type(source).__name__,
         "step": source.step,
         "tensors": len(source.tensors),
-        "bytes": _bytes(source),
+        "bytes": state_bytes(source),
         **({"files": len(ours.files), "pieces": ours.num_pieces} if ours else {}),
         "groups": groups,
         "meta": source.meta,
