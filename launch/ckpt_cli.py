@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import UserError
-from ..collectives_bench.sizes import label, parse_bytes
+from ..collectives_bench.sizes import label
 from . import terminal
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def verify(
 ) -> None:
     """Read and hash everything; the state's hash is the same in every layout."""
     from ..moe.checkpoint.reshape.compare import hashes, state_hash
+    from ..moe.checkpoint.reshape.plan import state_bytes
 
     found = open_checkpoint(source, model)
     with terminal.byte_progress("verifying") as progress:
@@ -68,7 +68,7 @@ def verify(
         "folder": str(found.folder),
         "step": found.step,
         "tensors": len(by_tensor),
-        "bytes": _bytes(found),
+        "bytes": state_bytes(found),
         "state_sha256": state_hash(found, by_tensor),
     }
     if as_json:
@@ -99,7 +99,8 @@ def reshape(
     from ..moe.checkpoint.reshape.run import reshape as run
 
     target = make_target(engine=engine, dp=dp, ep=ep, tp=tp, pp=pp, cp=cp, zero=zero)
-    plan = _plan(open_checkpoint(source, model), target, _size(memory), readers)
+    limit = terminal.parse_bytes("--memory", memory)
+    plan = _plan(open_checkpoint(source, model), target, limit, readers)
     if dry_run:
         _show_plan(plan, out, as_json)
         return
@@ -124,6 +125,7 @@ def diff(
 ) -> None:
     """Whether two checkpoints hold the same state, in whatever layouts; 1 if not."""
     from ..moe.checkpoint.reshape.compare import differences
+    from ..moe.checkpoint.reshape.plan import state_bytes
 
     one, other = open_checkpoint(a, model), open_checkpoint(b, model)
     with terminal.byte_progress("comparing") as progress:
@@ -136,7 +138,7 @@ def diff(
     elif rows:
         terminal.console().print(_differences_table(rows))
     else:
-        print(f"equal: {len(one.tensors)} tensors, {label(_bytes(one))}")
+        print(f"equal: {len(one.tensors)} tensors, {label(state_bytes(one))}")
     if rows:
         raise typer.Exit(1)
 
@@ -171,22 +173,9 @@ def _optimizer(source: "Source") -> "OptimizerConfig":
     return OptimizerConfig(name="muon" if muon else "adamw")
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UserError(f"--memory {error}") from None
-
-
-def _bytes(source: "Source") -> int:
-    from ..moe.checkpoint.reshape.plan import tensor_bytes
-
-    return sum(map(tensor_bytes, source.tensors.values()))
-
-
 def _facts(source: "Source") -> dict[str, Any]:
     from ..moe.checkpoint.reader import Reader
-    from ..moe.checkpoint.reshape.plan import tensor_bytes
+    from ..moe.checkpoint.reshape.plan import state_bytes, tensor_bytes
 
     groups: dict[str, dict[str, int]] = {}
     for name, info in source.tensors.items():
@@ -200,7 +189,7 @@ def _facts(source: "Source") -> dict[str, Any]:
         "format": "moelstrom" if ours else type(source).__name__,
         "step": source.step,
         "tensors": len(source.tensors),
-        "bytes": _bytes(source),
+        "bytes": state_bytes(source),
         **({"files": len(ours.files), "pieces": ours.num_pieces} if ours else {}),
         "groups": groups,
         "meta": source.meta,

@@ -46,7 +46,9 @@ def export_hf(
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {' or '.join(DTYPES)}")
-    limit = _size(max_shard)
+    limit = terminal.parse_bytes("--max-shard", max_shard)
+    if limit == 0:
+        raise UserError("--max-shard 0: give such as 5GB")
     opened = open_checkpoint(source, model)
     eos, texts = _tokenizer(tokenizer, opened)
     with terminal.byte_progress("exporting") as progress:
@@ -92,18 +94,6 @@ def import_hf(
     _show("Hugging Face import", facts, as_json)
     if write and not as_json:
         print(f"start from it: moelstrom train {write} --set steps=1000 --set data.path=FOLDER")
-
-
-def _size(text: str) -> int:
-    from ..collectives_bench.sizes import parse_bytes
-
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise UserError(f"--max-shard {error}") from None
-    if size == 0:
-        raise UserError("--max-shard 0: give such as 5GB")
-    return size
 
 
 def _tokenizer(chosen: str | None, source: "Source") -> tuple[int | None, dict[str, bytes]]:

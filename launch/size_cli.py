@@ -194,15 +194,11 @@ def _report(path: Path | None, kind: str) -> "Report | None":
 def _curves(report: "Report | None", target: str | None, memory: str | None) -> "Curves":
     from dataclasses import replace
 
-    from ..collectives_bench.sizes import parse_bytes
     from ..kernels.targets import find
     from ..moe.sizing.curves import data_sheet
     from .size_curves import measured
 
-    try:
-        room = parse_bytes(memory) if memory else None
-    except ValueError as error:
-        raise UserError(f"--memory {error}") from None
+    room = terminal.parse_bytes("--memory", memory) if memory else None
     if report:
         return measured(report, room)
     sheet = data_sheet(find(target or DEFAULT_TARGET))

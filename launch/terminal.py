@@ -37,6 +37,16 @@ def check_writable(option: str, path: Path | None) -> None:
         raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None
 
 
+def parse_bytes(option: str, text: str) -> int:
+    """The number of bytes that an option gives, such as 5GB; UserError names the option."""
+    from ..collectives_bench import sizes
+
+    try:
+        return sizes.parse_bytes(text)
+    except ValueError as error:
+        raise UserError(f"{option} {error}") from None
+
+
 @contextmanager
 def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while it is a terminal; call it with bytes done and in all."""

@@ -9,7 +9,8 @@ from moelstrom.moe.stages import CLOCK, StageClock, waiting
 
 
 def test_an_inner_stage_takes_its_time_from_the_outer_one() -> None:
-    clock, heard = StageClock(), []
+    clock = StageClock()
+    heard: list[str] = []
     clock.listener = heard.append
     began = time.perf_counter()
     with clock.stage("compute"):

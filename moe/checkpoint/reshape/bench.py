@@ -29,7 +29,7 @@ from ..layouts.layout import make_target
 from ..reader import Reader
 from ..source import Source
 from . import peers
-from .plan import make_plan, tensor_bytes
+from .plan import make_plan, state_bytes
 from .run import reshape
 from .synthetic import Synthetic
 
@@ -104,7 +104,7 @@ class Bench:
     @property
     def nbytes(self) -> int:
         """Of all tensors."""
-        return sum(map(tensor_bytes, Reader(self.ours).tensors.values()))
+        return state_bytes(Reader(self.ours))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from ..source import Source
 from .output import Progress
-from .plan import LARGEST, dtype_name, tensor_bytes
+from .plan import LARGEST, dtype_name, state_bytes, tensor_bytes
 from .tensorpass import TensorPass
 
 
@@ -38,7 +38,7 @@ def logical_hash(source: Source, name: str, chunk: int = LARGEST) -> str:
 
 def hashes(source: Source, readers: int, progress: Progress | None = None) -> dict[str, str]:
     """`logical_hash` of every tensor; `progress` takes bytes."""
-    total = sum(tensor_bytes(info) for info in source.tensors.values())
+    total = state_bytes(source)
     done, found = 0, {}
     with ThreadPoolExecutor(readers) as pool:
         results = pool.map(lambda name: logical_hash(source, name), source.tensors)
@@ -63,8 +63,8 @@ def differences(
 
     Raises UserError on damage.
     """
-    total = sum(tensor_bytes(info) for s in (a, b) for info in s.tensors.values())
-    half = sum(tensor_bytes(info) for info in a.tensors.values())
+    half = state_bytes(a)
+    total = half + state_bytes(b)
 
     def second(done: int, _: int) -> None:
         if progress:

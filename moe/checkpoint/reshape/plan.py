@@ -53,7 +53,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor_bytes(info) for info in self.source.tensors.values())
+        return state_bytes(self.source)
 
     @property
     def peak_bytes(self) -> int:
@@ -102,6 +102,11 @@ def _slab_json(s: Slab) -> dict[str, Any]:
 def tensor_bytes(info: TensorInfo) -> int:
     """Bytes of a logical tensor."""
     return math.prod(info.shape) * info.dtype.itemsize
+
+
+def state_bytes(source: Source) -> int:
+    """Bytes of all its logical tensors."""
+    return sum(map(tensor_bytes, source.tensors.values()))
 
 
 def make_plan(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def scenario(folder: Path, *faults: dict[str, object]) -> Path:
     return path
 
 
+class Options(TypedDict, total=False):
+    """Of the command, beside the configuration."""
+
+    scenario: Path
+    random: int
+    overrides: list[str]
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -34,7 +43,7 @@ def scenario(folder: Path, *faults: dict[str, object]) -> Path:
     ],
 )
 def test_mistakes_are_met_before_a_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:

@@ -53,7 +53,7 @@ def log(folder: Path, ranges: dict[int, tuple[int, int]] | None = None, again: b
     parts = [(100, 0, (1, 2, 3))] + ([(109.1, 1, (2, 3, 4))] if again else [])
     with (folder / "metrics.jsonl").open("w") as file:
         for time, start, steps in parts:
-            records = [{"kind": "run", "time": time, "step": start}]
+            records: list[dict[str, object]] = [{"kind": "run", "time": time, "step": start}]
             for number in steps:
                 samples = {"samples": ranges[number]} if ranges else {}
                 records.append({"kind": "step", "step": number, "step_s": 0.6, **samples})

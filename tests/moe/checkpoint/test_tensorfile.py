@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from moelstrom.moe.checkpoint.source import TensorInfo
 from moelstrom.moe.checkpoint.tensorfile import CODES, TensorFile
 
 
-def test_safetensors_reads_what_was_written_in_ranges(tmp_path):
+def test_safetensors_reads_what_was_written_in_ranges(tmp_path: Path) -> None:
     whole = torch.randn(5, 7).to(torch.bfloat16)
     infos = {
         "ä": TensorInfo(torch.uint8, (3,)),
@@ -31,7 +32,7 @@ def test_safetensors_reads_what_was_written_in_ranges(tmp_path):
     assert found["scalar"].item() == -9
 
 
-def test_every_type_of_a_manifest_has_a_code(tmp_path):
+def test_every_type_of_a_manifest_has_a_code(tmp_path: Path) -> None:
     assert set(CODES) == set(DTYPES.values())
     infos = {name: TensorInfo(dtype, (2,)) for name, dtype in DTYPES.items()}
     with TensorFile(tmp_path / "f", infos):
@@ -39,7 +40,7 @@ def test_every_type_of_a_manifest_has_a_code(tmp_path):
     assert {name: t.dtype for name, t in load_file(tmp_path / "f").items()} == DTYPES
 
 
-def test_a_full_disk_refuses_at_once(tmp_path, monkeypatch):
+def test_a_full_disk_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

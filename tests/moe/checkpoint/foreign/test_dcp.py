@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from moelstrom import UserError
 from moelstrom.moe.build import build_model
@@ -50,7 +51,7 @@ def trained(shards: bool) -> tuple[nn.Module, torch.optim.Optimizer, State]:
     for _ in range(3):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-            local = p.grad.to_local() if shards else p.grad
+            local = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
             local.normal_(generator=generator)
         optimizer.step()
     for buffer in model.buffers():

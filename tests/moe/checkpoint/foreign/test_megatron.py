@@ -146,6 +146,7 @@ def our_logits(source: Source) -> torch.Tensor:
         context, x = model._context(torch.zeros_like(TOKENS)), model.embedding[TOKENS]
         for block in model.layers:
             x = block(x, context).y
+        assert model.head is not None
         return torch.nn.functional.linear(model.norm(x), model.head)
 
 
@@ -156,7 +157,7 @@ def write(path: Path) -> None:
 
     # It asks for the GPU's number and waits for it, on CPU too.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
+    torch.cuda.synchronize = lambda *_: None
     store = torch.distributed.FileStore(str(path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()

@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from moelstrom.moe.checkpoint.huggingface.architectures import choose
 from moelstrom.moe.checkpoint.huggingface.export import INDEX, export
 from moelstrom.moe.checkpoint.huggingface.load import load
 from moelstrom.moe.checkpoint.reader import Reader
-from moelstrom.moe.config import ModelConfig, MoEConfig
+from moelstrom.moe.checkpoint.saver import Saver
+from moelstrom.moe.checkpoint.state import Shard
+from moelstrom.moe.config import CheckpointConfig, ModelConfig, MoEConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BIG = 1 << 40
 
@@ -32,12 +38,13 @@ def source(tmp_path: Path) -> Reader:
     return Reader(step_folder(tmp_path / "ours", 5))
 
 
-def their_model(folder: Path) -> torch.nn.Module:
+def their_model(folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, info = cast("tuple[PreTrainedModel, dict[str, object]]", loaded)
     assert not any(info.values()), info
     assert model.generation_config.eos_token_id == 95
     return model.eval()
@@ -158,11 +165,11 @@ def test_a_full_folder_a_full_disk_and_damage_leave_nothing(
 
 
 def test_a_checkpoint_without_its_model_is_refused(tmp_path: Path) -> None:
-    class Bare:
-        folder, meta = tmp_path, {}
-
+    saver = Saver(CheckpointConfig(path=str(tmp_path / "ours")), 0, 1)
+    saver.save(5, [Shard("model/w", (1,), 0, torch.ones(1))], {})
+    saver.close()
     with pytest.raises(UserError, match="its meta has no `model`"):
-        export(Bare(), tmp_path / "hf", torch.float32, BIG)
+        export(source(tmp_path), tmp_path / "hf", torch.float32, BIG)
 
 
 def test_sizes_count_the_whole_norm() -> None:

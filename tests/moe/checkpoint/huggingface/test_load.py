@@ -53,7 +53,7 @@ def edit_place(file: object) -> Callable[[Path], None]:
     return edit
 
 
-def edit_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         tensors = load_file(first(folder))
         change(tensors)

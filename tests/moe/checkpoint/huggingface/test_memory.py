@@ -32,6 +32,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     folder = step_folder(tmp_path / "ours", 5)
     size = sum(file.stat().st_size for file in folder.iterdir()) >> 20
     assert size >= 128
-    command = [sys.executable, "-c", CHILD, str(folder), tmp_path / "hf", tmp_path / "back"]
+    folders = folder, tmp_path / "hf", tmp_path / "back"
+    command = [sys.executable, "-c", CHILD, *map(str, folders)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown < 48, f"{grown} MiB for {size} MiB"

@@ -1,7 +1,6 @@
 """The maps of today's layouts are what the engines hold: exports and imports, range for range."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import engine_runs
 import pytest
@@ -63,7 +62,7 @@ def check(world: int, cases: list[Case], model: ModelConfig) -> None:
         shapes = {name: shape for found in ranks for name, shape, _, _ in found[case][0]}
         tensors = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}
         target = Target(engine=case.engine, dp=world, ep=case.ep, zero=case.zero, bucket_mb=1)
-        maps: tuple[Any, ...] = tensors, model, target, OptimizerConfig(name=case.optimizer)
+        maps = tensors, model, target, OptimizerConfig(name=case.optimizer)
         for rank, wanted in enumerate(holdings(*maps)):
             exported, imported = ranks[rank][case]
             assert sorted(Slab(n, at, size) for n, _, at, size in exported) == sorted(wanted), case

@@ -42,6 +42,12 @@ MODEL = ModelConfig(
 SMALL = st.integers(1, 3)
 
 
+class Parameter(torch.nn.Parameter):
+    """With the mark that Megatron sets."""
+
+    shared_embedding: bool
+
+
 @settings(deadline=None)
 @given(SMALL, SMALL, SMALL, SMALL, SMALL)
 def test_ranks_stand_where_megatron_puts_them(tp: int, cp: int, ep: int, edp: int, pp: int) -> None:
@@ -106,7 +112,7 @@ def distributed_optimizer(
     """What Megatron's own buffer gives to a rank: (name, start, elements)."""
     names = {}
     for p in held:
-        parameter = torch.nn.Parameter(torch.zeros(p.tensor.shape))
+        parameter = Parameter(torch.zeros(p.tensor.shape))
         parameter.shared_embedding = p.shared
         names[parameter] = p.name
     buffer = _ParamAndGradBuffer(
@@ -143,7 +149,8 @@ def layer_wise_optimizer(
     held: list[LocalParameter], members: int, muon: OptimizerConfig
 ) -> list[list[tuple[str, int, int]]]:
     """What Megatron's layer-wise optimizer deals to each rank; every expert is a parameter."""
-    names, groups = {}, {"muon": [], "adamw": []}
+    names = {}
+    groups: dict[str, list[torch.nn.Parameter]] = {"muon": [], "adamw": []}
     for p in held:
         numel = p.tensor.shape[-2:].numel()
         for start in range(0, p.tensor.numel(), numel):

@@ -150,8 +150,8 @@ def resume(root: Path, name: str) -> dict[str, Any]:
     here, disk = root / name, root / "run" / "checkpoints"
     if rank == 0:
         shutil.copytree(root / "base", here)
-        for folder in (disk, disk.with_name("elsewhere")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for old in (disk, disk.with_name("elsewhere")):
+            shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(root / "saved", disk)
         shutil.copy(root / memory.IDENTITY, root / "run")
         spoil(lambda node: step_folder(only(here, node), 4), disk)
@@ -228,13 +228,12 @@ def full(root: Path) -> dict[str, Any]:
     engine = start(CASE)
     path = root / "full" / "checkpoints"
     served = []
-    copyfile = shutil.copyfile
     for step in (1, 2, 3):
         train(engine, step - 1, step)
-        if step == 2 and rank == 1:
-            shutil.copyfile = refuse
-        save(engine, path, keeper)
-        shutil.copyfile = copyfile
+        with pytest.MonkeyPatch.context() as patch:
+            if step == 2 and rank == 1:
+                patch.setattr(shutil, "copyfile", refuse)
+            save(engine, path, keeper)
         found = keeper.restore(latest(path) if rank == 0 else None)
         served.append(found.name if found else None)
     return {"served": served, "notes": notes}
