@@ -37,20 +37,22 @@ def find_start(
     for a fresh start.
 
     Collective. A whole copy in memory, of a step below `below` if given, comes first; else rank 0
-    verifies the run's own on disk and chooses; else `config.load` is opened.
+    verifies the run's own on disk and chooses, and every rank reads the ranges that it needs of
+    that very save; else `config.load` is opened.
     """
     copy = _in_memory(config, keeper, below)
     if copy is not None:
         return Reader(copy), True
-    step = -1
+    chosen: list[tuple[int, str] | None] = [None]
     if dist.get_rank() == 0:
         folder = choose(config.path, note)
-        step = Reader(folder).step if folder else -1
-    chosen = torch.tensor(step)
-    dist.broadcast(chosen, 0)
-    step = int(chosen.item())
-    if step >= 0:
-        return Reader(step_folder(Path(config.path), step)), True
+        if folder:
+            reader = Reader(folder)
+            chosen = [(reader.step, reader.marker)]
+    dist.broadcast_object_list(chosen, 0, device=torch.device("cpu"))
+    if chosen[0] is not None:
+        step, marker = chosen[0]
+        return Reader(step_folder(Path(config.path), step), marker), True
     return (open_start(config.load, model) if config.load else None), False
 
 

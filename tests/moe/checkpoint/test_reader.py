@@ -285,3 +285,17 @@ def test_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"checkpoint\.path"):
         latest(tmp_path / "file")
+
+
+def test_of_a_verified_save_only_the_ranges_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1, halves(0))
+    marker = Reader(folder).marker
+    file = folder / shard_name(0)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert Reader(folder, marker).read("w", 3, 2).tolist() == [3.0, 4.0]
+    with pytest.raises(UserError, match="SHA-256"):
+        Reader(folder).read("w", 3, 2)
+    with pytest.raises(UserError, match="not the save that was chosen"):
+        Reader(folder, "another")
