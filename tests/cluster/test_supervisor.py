@@ -293,3 +293,19 @@ def test_a_straggler_is_named(run: Run) -> None:
     assert [(event["rank"], event["part"]) for event in found] == [(1, "compute")]
     assert found[0]["node"] == ran.of_kind("spawned")[1]["node"]
     assert 3 < found[0]["factor"] < 5
+
+
+def test_a_slow_end_is_no_stopped_rank(run: Run) -> None:
+    """An ending interpreter runs no threads, so no beats."""
+    ran = run(
+        """
+        class Slow:
+            def __del__(self, sleep=time.sleep):
+                sleep(4)
+
+        slow = Slow()
+        steps(3)
+        """,
+        heartbeat_timeout_s=2,
+    )
+    assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 0)
