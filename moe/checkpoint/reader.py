@@ -1,11 +1,11 @@
 """Read checkpoints: any range of any logical tensor, checked against its SHA-256."""
 
-import hashlib
 import logging
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import torch
 from ... import UserError
 from . import folder as disk
 from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, parse
-from .shardfile import ShardFile
+from .shardfile import HASH_BYTES, ShardFile
 from .source import TensorInfo
 from .strides import below, scatter, word_type, words
 
 HASH_THREADS = min(8, os.cpu_count() or 1)
-HASH_BYTES = 2**22
-"""Read and hashed at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -158,14 +156,10 @@ class Reader:
         """Hash the piece if this is its first use; its bytes."""
         nbytes = piece.numel * entry.itemsize
         if not self._trusted and (piece.file, piece.key) not in self._verified:
-            sha, done = hashlib.sha256(), 0
             buffer = memoryview(bytearray(min(nbytes, HASH_BYTES)))
-            while done < nbytes:
-                part = buffer[: nbytes - done]
-                self._pread(name, entry, piece, done, part)
-                sha.update(part)
-                done += len(part)
-            if sha.hexdigest() != piece.sha256:
+            with self._reading(name, piece):
+                sha256 = self._find(entry, piece)[0].sha256(piece.key, buffer)
+            if sha256 != piece.sha256:
                 raise self.damage(name, piece)
             self._verified.add((piece.file, piece.key))
         return nbytes
@@ -180,23 +174,27 @@ class Reader:
             data = out[at : at + end - begin]
         else:
             data = np.empty(end - begin, word_type(entry.itemsize))
-        self._pread(name, entry, piece, begin * entry.itemsize, data.view(np.uint8).data)
+        with self._reading(name, piece):
+            file, position = self._find(entry, piece)
+            file.read_into(position + begin * entry.itemsize, data.view(np.uint8).data)
         if piece.rows > 1:
             scatter(piece, first, out, data)
         return data
 
-    def _pread(
-        self, name: str, entry: TensorEntry, piece: Piece, begin: int, out: memoryview
-    ) -> None:
-        """Fill `out` from byte `begin` of the piece on."""
+    @contextmanager
+    def _reading(self, name: str, piece: Piece) -> Iterator[None]:
         try:
-            file = self._open(piece.file)
-            dtype, shape, position = file.find(piece.key)
-            if dtype != DTYPES[entry.dtype] or shape != (piece.numel,):
-                raise ValueError(f"it is {dtype} {list(shape)}")
-            file.read_into(position + begin, out)
+            yield
         except (OSError, ValueError) as error:
             raise self._damaged(name, piece, _reason(error)) from None
+
+    def _find(self, entry: TensorEntry, piece: Piece) -> tuple[ShardFile, int]:
+        """The piece's file, and the byte at which its data begins."""
+        file = self._open(piece.file)
+        dtype, shape, position = file.find(piece.key)
+        if dtype != DTYPES[entry.dtype] or shape != (piece.numel,):
+            raise ValueError(f"it is {dtype} {list(shape)}")
+        return file, position
 
     def _open(self, file: str) -> ShardFile:
         if file not in self._files:

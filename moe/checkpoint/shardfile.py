@@ -1,5 +1,6 @@
 """Read byte ranges of a safetensors file without mapping it: memory stays what the caller gives."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,8 @@ from .tensorfile import CODES
 DTYPES_BY_CODE = {code: dtype for dtype, code in CODES.items()}
 MAX_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
+HASH_BYTES = 2**22
+"""Read and hashed at once, where nothing else limits it."""
 
 
 class ShardFile:
@@ -57,6 +60,17 @@ class ShardFile:
             if not count:
                 raise ValueError(f"it ends at byte {position}")
             out, position = out[count:], position + count
+
+    def sha256(self, key: str, buffer: memoryview) -> str:
+        """Of a tensor's bytes, read through `buffer`."""
+        dtype, shape, position = self.find(key)
+        sha, left = hashlib.sha256(), math.prod(shape) * dtype.itemsize
+        while left:
+            data = buffer[:left]
+            self.read_into(position, data)
+            sha.update(data)
+            position, left = position + len(data), left - len(data)
+        return sha.hexdigest()
 
     def _load_header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self._file.read(8), "little")

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from .... import UserError
 from .. import folder as disk
-from ..manifest import Manifest, digest, parse
+from ..manifest import DTYPES, Manifest, parse
+from ..shardfile import HASH_BYTES, ShardFile
 
 VARIABLE = "MOELSTROM_MEMORY"
 DEFAULT = "/dev/shm"
@@ -98,15 +97,17 @@ def damage(file: Path, manifest: Manifest) -> str:
     """What is wrong with one file of a checkpoint, every piece hashed; empty: nothing."""
     if not _holds(file, manifest.files[file.name]):
         return f"{file}: missing, or not of the size that was saved"
+    buffer = memoryview(bytearray(HASH_BYTES))
     try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            for name, entry in manifest.tensors.items():
-                for piece in entry.pieces:
-                    if piece.file == file.name:
-                        data = opened.get_tensor(piece.key).reshape(-1)
-                        if digest(data) != piece.sha256:
-                            return f"{file}: SHA-256 of {name!r} differs from the manifest's"
-    except (SafetensorError, OSError, ValueError) as error:
+        opened = ShardFile(file)
+        for name, entry in manifest.tensors.items():
+            kind = DTYPES[entry.dtype]
+            for piece in (piece for piece in entry.pieces if piece.file == file.name):
+                if opened.find(piece.key)[:2] != (kind, (piece.numel,)):
+                    return f"{file}: {name!r} has another type or shape than was saved"
+                if opened.sha256(piece.key, buffer) != piece.sha256:
+                    return f"{file}: SHA-256 of {name!r} differs from the manifest's"
+    except (OSError, ValueError) as error:
         return f"{file}: {' '.join(str(error).split())}"
     return ""
 

@@ -1,6 +1,5 @@
 """The files of a checkpoint that is being made: written in place, and read back after a kill."""
 
-import hashlib
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,15 +47,7 @@ class Output:
 
     def sha256(self, part: Part, buffer: memoryview) -> str:
         """Of what the part's place holds now."""
-        file = ShardFile(self._folder / disk.shard_name(part.rank))
-        dtype, _, position = file.find(part.key)
-        sha, left = hashlib.sha256(), part.slab.numel * dtype.itemsize
-        while left:
-            data = buffer[:left]
-            file.read_into(position, data)
-            sha.update(data)
-            position, left = position + len(data), left - len(data)
-        return sha.hexdigest()
+        return ShardFile(self._folder / disk.shard_name(part.rank)).sha256(part.key, buffer)
 
     def finish(self) -> None:
         """Flush all files to disk and close them."""

@@ -1,10 +1,12 @@
 """The maps of today's layouts are what the engines hold: exports and imports, range for range."""
 
+import math
 from dataclasses import dataclass, field
 
 import engine_runs
 import pytest
 import torch
+import torch.distributed as dist
 from engine_runs import DEEPSPEED_LAYOUTS, Case
 from ranks import run_ranks
 
@@ -32,12 +34,13 @@ SEVERAL_BUCKETS = ModelConfig(
 class Recorder:
     """A source of zeros that remembers what was read of it."""
 
+    tensors: dict[str, TensorInfo]
     step: int = 1
     reads: list[Slab] = field(default_factory=list)
-    shapes: dict[str, int] = field(default_factory=dict)
+    meta: dict[str, object] = field(default_factory=dict)
 
     def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
-        numel = self.shapes[name] if numel is None else numel
+        numel = math.prod(self.tensors[name].shape) if numel is None else numel
         self.reads.append(Slab(name, offset, numel))
         return torch.zeros(numel)
 
@@ -49,8 +52,10 @@ def exchange(cases: list[Case], model: ModelConfig) -> dict[Case, tuple[list, li
     for case in cases:
         engine = engine_runs.start(case)
         exported = [(s.name, s.shape, s.offset, s.data.numel()) for s in engine.export_state()]
-        buffers = {f"model/{name}": b.numel() for name, b in engine.model.named_buffers()}
-        source = Recorder(shapes=buffers)
+        everyones: list[list] = [[]] * dist.get_world_size()
+        dist.all_gather_object(everyones, exported)
+        shapes = {name: shape for part in everyones for name, shape, _, _ in part}
+        source = Recorder({name: TensorInfo(torch.float32, s) for name, s in shapes.items()})
         engine.import_state(source)
         found[case] = exported, source.reads
     return found
