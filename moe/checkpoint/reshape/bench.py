@@ -1,7 +1,7 @@
 """Reshaping against `cp` of the same bytes and against DeepSpeed's and torch DCP's own ways.
 
-`python -m moelstrom.moe.checkpoint.reshape.bench [--mb 600] [--rounds 5] [--path FOLDER] [--realtime]
-[--json]`.
+`python -m moelstrom.moe.checkpoint.reshape.bench [--mb 600] [--rounds 5] [--path FOLDER]
+[--realtime] [--json]`.
 Everything is flushed to disk inside the timed part; sources lie in the page cache for all. In each
 round every reshape runs beside a `cp -r` of its source, in alternating order. `--realtime` keeps
 other programs of a busy machine out of these (of both alike), in turns of about a second.
