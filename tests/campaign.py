@@ -337,7 +337,17 @@ def campaign(options: argparse.Namespace) -> tuple[dict[str, Any], list[Run]]:
             runs.append(one_run(here, seed, scenario, mode))
             last = runs[-1]
             print(f"run {seed}: same {last.same}, {json.dumps(as_row(last))[:400]}", flush=True)
-    return summary(runs, time.monotonic() - began), runs
+            found = summary(runs, time.monotonic() - began)
+            write(found, runs, options)
+    return found, runs
+
+
+def write(found: dict[str, Any], runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """After each run: a campaign that is cut short leaves what it found."""
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.plot:
+        draw_picture([run.report for run in runs], options.plot)
 
 
 def mode_of(index: int, options: argparse.Namespace) -> str:
@@ -365,10 +375,6 @@ def main() -> int:
     Console(width=120).print(show(found))
     short = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
     print(json.dumps(short, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    if options.plot:
-        draw_picture([run.report for run in runs], options.plot)
     return int(not all(run.report.ok and run.same is not False for run in runs))
 
 
