@@ -1,6 +1,7 @@
 """A host that is cut off and comes back, with the workers' groups that follow it."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from two_hosts import HEAD, MARKS, OTHER, Hosts, ip, two_hosts, wait_for_nodes
 pytestmark = MARKS
 
 DRIVER = """
-import json, sys
+import json, os, sys
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.spec import WorkerSpec
 from moelstrom.cluster.supervisor import run_group
@@ -25,8 +26,10 @@ config = ClusterConfig(address="10.231.77.1:6379", **json.loads(sys.argv[2]))
 size = int(sys.argv[3])
 spec = WorkerSpec((sys.executable, sys.argv[1]), size, {}, tuple(range(size, 0, -1)))
 
+events = os.fdopen(int(sys.argv[4]), "w")  # Ray tells of lost nodes on stdout.
+
 def show(rank, event):
-    print(json.dumps([rank, event]), flush=True)
+    print(json.dumps([rank, event]), file=events, flush=True)
 
 sys.exit(run_group(spec, config, on_event=show).exit_code)
 """
@@ -66,19 +69,19 @@ class Driven:
     def __init__(self, hosts: Hosts, folder: Path, size: int, **config: Any) -> None:
         path = folder / "program.py"
         path.write_text(textwrap.dedent(PROGRAM))
+        read, write = os.pipe()
         command = [sys.executable, "-c", DRIVER, str(path), json.dumps(config), str(size)]
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
-            hosts.inside(0, command), env=hosts.env, stdout=subprocess.PIPE, text=True, cwd=folder
+            hosts.inside(0, [*command, str(write)]), env=hosts.env, cwd=folder, pass_fds=[write]
         )
+        os.close(write)
+        self._lines = os.fdopen(read)
 
     def until(self, **wanted: Any) -> dict[str, Any]:
         """Read to an event with these fields."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if not line.startswith("["):
-                continue  # Ray tells of nodes in its own words.
+        for line in self._lines:
             self.events.append(json.loads(line)[1])
             if wanted.items() <= self.events[-1].items():
                 return self.events[-1]

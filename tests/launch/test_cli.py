@@ -55,6 +55,10 @@ COMMANDS = {
         *("--memory", "--readers", "--model", "--dry-run", "--json"),
     },
     "ckpt diff": {"a", "b", "--model", "--readers", "--json"},
+    "ckpt export-hf": {
+        *("source", "out", "--dtype", "--max-shard", "--tokenizer", "--model", "--json"),
+    },
+    "ckpt import-hf": {"source", "out", "--write", "--json"},
     "kernels": set(),
     "kernels check": {"--target", "--operator", "--json", "--workers"},
     "kernels bench": {"--quick", "--no-quick", "--out"},
