@@ -5,19 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 from torch import nn
 
 from .... import UserError
 from ...config import ModelConfig
-from ...layout import Groups
 from ...model import Model
 from ...naming import Logical, is_expert, logical_tensors
+from ..layouts.parameters import skeleton
 from ..manifest import explain
 
 CONFIG = "config.yaml"
@@ -34,9 +32,7 @@ class Wanted:
     @cached_property
     def model(self) -> Model:
         """The whole model without data."""
-        groups = SimpleNamespace(ep=SimpleNamespace(rank=0, size=1))
-        with torch.device("meta"):
-            return Model(self.config, cast(Groups, groups))
+        return skeleton(self.config)
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
