@@ -17,13 +17,13 @@ from rich.console import Console
 from .. import UserError, __version__
 from ..cluster.events import EventWriter
 from ..cluster.spec import USER_ERROR_EXIT, Event, OnEvent, Outcome, WorkerSpec
-from .bench_cli import app as bench_app
-from .chaos_cli import chaos
-from .ckpt_cli import app as ckpt_app
+from .commands.bench import app as bench_app
+from .commands.chaos import chaos
+from .commands.ckpt import app as ckpt_app
+from .commands.hf import commands as hf_commands
+from .commands.kernels import app as kernels_app
+from .commands.size import size
 from .config import RESOLVED, RunConfig, dump, load
-from .hf_cli import commands as hf_commands
-from .kernels_cli import app as kernels_app
-from .size_cli import size
 
 if TYPE_CHECKING:
     from .data.dataset import Dataset
@@ -129,7 +129,7 @@ def prepare(run: RunConfig) -> Path:
     does."""
     from .data.prepare import ensure_default, load_dataset
     from .data.tokenizer import load_tokenizer
-    from .loop import sized
+    from .train.loop import sized
 
     tokenizer = load_tokenizer(run.data.tokenizer)
     sized(run.model, tokenizer.vocab_size)
@@ -165,8 +165,8 @@ def _usable(path: str) -> Iterator[None]:
 
 
 def _dry_run(run: RunConfig, as_json: bool) -> None:
-    from .plan import make_plan
-    from .show import plan_view
+    from .train.plan import make_plan
+    from .train.show import plan_view
 
     plan = make_plan(run)
     if as_json:
@@ -179,8 +179,8 @@ def _dry_run(run: RunConfig, as_json: bool) -> None:
 
 def _train_here(run: RunConfig, console: Console) -> bool:
     """Whether it came to its end, and did not leave on SIGTERM."""
-    from .health import RollBackError
-    from .progress import Display
+    from .train.health import RollBackError
+    from .train.progress import Display
     from .worker import run as run_worker
 
     with Display(console, run.steps, run.log_interval) as display:
@@ -197,8 +197,8 @@ def train_under_ray(
 ) -> Outcome:
     """Run the workers; `watch` hears every event beside the display."""
     from ..cluster.supervisor import run_group
-    from .elastic import allowed_sizes
-    from .progress import Display
+    from .train.elastic import allowed_sizes
+    from .train.progress import Display
 
     command = (sys.executable, "-m", "moelstrom.launch.worker", "--config", str(resolved.resolve()))
     spec = WorkerSpec(command, run.layout.world_size, world_sizes=allowed_sizes(run))
@@ -225,10 +225,10 @@ def _ended(run: RunConfig, outcome: Outcome) -> bool:
 
 
 def _finish(run: RunConfig, console: Console) -> None:
-    from .log import read
-    from .report import draw
-    from .show import finish_view, next_steps
-    from .summary import summarise
+    from .train.log import read
+    from .train.picture import draw
+    from .train.show import finish_view, next_steps
+    from .train.summary import summarise
 
     records = read(run.folder)
     if not records:
@@ -245,8 +245,8 @@ def report_run(
     folder: Annotated[Path, typer.Argument(help="A run's output folder.")],
 ) -> None:
     """Draw a run (run.png) and summarise it (summary.json, printed), whatever launched it."""
-    from .report import draw
-    from .summary import summarise
+    from .train.picture import draw
+    from .train.summary import summarise
 
     with _usable(f"{folder}"):
         summary = summarise(folder)
@@ -267,7 +267,7 @@ def prepare_data(
     """Turn folders of text into Megatron's indexed format (.bin, .idx)."""
     from .data.prepare import prepare
     from .data.tokenizer import load_tokenizer
-    from .show import command
+    from .train.show import command
 
     with _usable(f"--out {out}"):
         if domain:

@@ -23,8 +23,8 @@ from ..moe.config import (
     Section,
 )
 from ..moe.engines.options import EngineOptions
-from ..moe.ffn import FFNS
-from ..moe.mixers import MIXERS
+from ..moe.layers.ffns import FFNS
+from ..moe.layers.mixers import MIXERS
 from .config_errors import explain, join, load_yaml, plain, set_value, short
 from .data.config import DataConfig, microbatches
 
@@ -226,7 +226,7 @@ def _check_engine(config: RunConfig) -> None:
         )
     if config.engine.name == "deepspeed":
         # Imported here: checking a native run needs nothing of DeepSpeed.
-        from ..moe.engines.deepspeed import check
+        from ..moe.engines.deepspeed.engine import check
 
         check(config.layout, config.engine, config.optimizer)
 

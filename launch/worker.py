@@ -21,13 +21,13 @@ from ..cluster.events import EventWriter
 from ..cluster.spec import ROLLBACK_EXIT, USER_ERROR_EXIT
 from ..moe.checkpoint.commit import CheckpointError
 from .config import RESOLVED, RunConfig, dump, load
-from .elastic import layout_for
-from .hardware import make_deterministic, rank_device
-from .health import RollBackError
-from .log import Listener
-from .loop import Training
-from .preempt import Preemption
-from .progress import Display
+from .train.elastic import layout_for
+from .train.hardware import make_deterministic, rank_device
+from .train.health import RollBackError
+from .train.log import Listener
+from .train.loop import Training
+from .train.preempt import Preemption
+from .train.progress import Display
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from .config import ModelConfig
-from .layout import Groups
+from .grid import Groups
 from .model import Model
-from .naming import logical_tensors
+from .state.names import logical_tensors
 
 
 def build_model(config: ModelConfig, groups: Groups, seed: int, recompute: bool = False) -> Model:

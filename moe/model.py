@@ -12,13 +12,13 @@ from ..kernels.cross_entropy import linear_cross_entropy
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from .batch import IGNORE, Batch
 from .config import ModelConfig
-from .ffn import FFNS
-from .ffn.base import FFNOutput
-from .layout import Groups
-from .mixers import MIXERS
-from .mixers.attention import document_mask
-from .mixers.base import Context
-from .mixers.rope import rope_table
+from .grid import Groups
+from .layers.base import Context
+from .layers.ffns import FFNS
+from .layers.ffns.base import FFNOutput
+from .layers.mixers import MIXERS
+from .layers.mixers.attention import document_mask
+from .layers.rope import rope_table
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from moelstrom.moe.checkpoint.layouts.layout import Target
 from moelstrom.moe.checkpoint.layouts.parameters import skeleton
-from moelstrom.moe.checkpoint.source import TensorInfo
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
-from moelstrom.moe.engines.shard_optimizer import STATE
-from moelstrom.moe.naming import logical_tensors
+from moelstrom.moe.engines.native.optimizer import STATE
 from moelstrom.moe.optim.rules import rule
+from moelstrom.moe.state.names import logical_tensors
+from moelstrom.moe.state.source import TensorInfo
 
 PATTERNS = ("attention/moe",), ("attention/dense",), ("attention/dense", "attention/moe")
 

@@ -23,7 +23,7 @@ from moelstrom.moe.config import (
 )
 from moelstrom.moe.engines import EngineOptions, make_engine
 from moelstrom.moe.engines.base import Engine
-from moelstrom.moe.layout import Groups
+from moelstrom.moe.grid import Groups
 
 VOCAB, LENGTH, SEQUENCES = 40, 16, 8
 MODEL = ModelConfig(

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig, LayoutConfig, ModelConfig, MoEConfig
-from moelstrom.moe.layout import Groups
+from moelstrom.moe.grid import Groups
 from moelstrom.moe.model import Model
-from moelstrom.moe.naming import buffer_shards, fill, fill_buffers, logical_tensors, to_shards
+from moelstrom.moe.state.names import buffer_shards, fill, fill_buffers, logical_tensors, to_shards
+from moelstrom.moe.state.shard import Shard
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(1))
 

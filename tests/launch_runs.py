@@ -14,7 +14,7 @@ from moelstrom.cluster.events import EventWriter
 from moelstrom.launch.config import load
 from moelstrom.launch.data.prepare import prepare
 from moelstrom.launch.data.tokenizer import ByteTokenizer
-from moelstrom.launch.log import read
+from moelstrom.launch.train.log import read
 from moelstrom.launch.worker import run
 from moelstrom.moe.checkpoint.folder import step_folder
 from moelstrom.moe.checkpoint.reader import verify

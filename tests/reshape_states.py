@@ -9,8 +9,8 @@ from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.reshape.plan import Plan, make_plan
 from moelstrom.moe.checkpoint.reshape.run import reshape
 from moelstrom.moe.checkpoint.reshape.synthetic import Synthetic
-from moelstrom.moe.checkpoint.source import Source
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
+from moelstrom.moe.state.source import Source
 
 MODEL = ModelConfig(
     vocab_size=96,

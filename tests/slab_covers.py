@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from moelstrom.moe.checkpoint.source import Slab
+from moelstrom.moe.state.source import Slab
 
 
 def slab(offset: int, run: int, rows: int = 1, stride: int = 0) -> Slab:

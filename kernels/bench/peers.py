@@ -8,13 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..grouped_mlp import (
-    grouped_mlp,
-    grouped_mlp_torch,
-    moe_mlp,
-    moe_mlp_torch,
-    sort_by_expert,
-)
+from ..grouped_mlp import grouped_mlp, grouped_mlp_torch, moe_mlp, moe_mlp_torch, sort_by_expert
 from ..permute import combine_rows, gather_rows, inverse_permutation
 from .cases import Case
 from .timing import Call

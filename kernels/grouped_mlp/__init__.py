@@ -11,12 +11,7 @@ import torch
 from ..forms import use_triton
 from ..spec import Variant
 from ..targets import Target
-from .reference import (
-    grouped_mlp_reference,
-    grouped_mlp_torch,
-    moe_mlp_torch,
-    sort_by_expert_torch,
-)
+from .reference import grouped_mlp_reference, grouped_mlp_torch, moe_mlp_torch, sort_by_expert_torch
 
 __all__ = [
     "grouped_mlp",

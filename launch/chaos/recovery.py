@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cluster.spec import Event
-from ..health import passed_over
-from ..log import LOG_NAME, read
+from ..train.health import passed_over
+from ..train.log import LOG_NAME, read
 from .injector import Injection
 
 PHASES = ("detect_s", "regroup_s", "load_s", "first_step_s", "down_s")

@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ... import UserError
+from ..state.source import Slab
 from .cover import check_cover
-from .source import Slab
 
 FORMAT = "moelstrom-checkpoint"
 VERSION: Literal[2] = 2

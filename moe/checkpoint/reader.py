@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from ... import UserError
+from ..state.source import TensorInfo
 from . import folder as disk
 from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, parse
 from .shardfile import HASH_BYTES, ShardFile
-from .source import TensorInfo
 from .strides import below, scatter, word_type, words
 
 HASH_THREADS = min(8, os.cpu_count() or 1)

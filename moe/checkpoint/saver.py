@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..config import CheckpointConfig
+from ..state.shard import Shard
 from .channel import Channel
 from .commit import CheckpointError
 from .snapshot import HostBuffers, Snapshot, Turn
-from .state import Shard
 from .writer import Job, Keeper, Writer, line
 
 WRITING_NICE = 10

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..state.shard import Shard
 from .manifest import DTYPE_NAMES
-from .state import Shard
 
 CHUNK = 256 << 20
 """Bytes of one allocation: a power of two, to which torch rounds pinned memory up."""

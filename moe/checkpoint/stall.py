@@ -30,7 +30,7 @@ from ..config import (
 )
 from ..engines import EngineOptions, make_engine
 from ..engines.base import Engine
-from ..layout import Groups
+from ..grid import Groups
 from .saver import Saver
 
 SIZES = {

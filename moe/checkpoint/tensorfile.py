@@ -13,7 +13,7 @@ from types import TracebackType
 
 import torch
 
-from .source import TensorInfo
+from ..state.source import TensorInfo
 
 CODES = {
     torch.float64: "F64",

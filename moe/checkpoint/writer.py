@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import CheckpointConfig
+from ..state.shard import Shard
+from ..state.source import TensorInfo
 from . import folder as disk
 from .channel import Channel
 from .commit import CheckpointError, Commit
 from .manifest import DTYPE_NAMES, digest
 from .reader import HASH_THREADS
 from .snapshot import Snapshot
-from .source import TensorInfo
-from .state import Shard
 from .tensorfile import TensorFile
 
 FIXES = {

@@ -1,6 +1,6 @@
 """Engines behind one protocol."""
 
-from ..layout import Groups
+from ..grid import Groups
 from .base import Engine
 from .options import EngineOptions
 
@@ -8,9 +8,9 @@ from .options import EngineOptions
 def make_engine(options: EngineOptions, groups: Groups) -> Engine:
     """The engine that `engine.name` chooses; each imports its own libraries only when chosen."""
     if options.engine.name == "deepspeed":
-        from .deepspeed import DeepSpeedEngine
+        from .deepspeed.engine import DeepSpeedEngine
 
         return DeepSpeedEngine(options, groups)
-    from .native import NativeEngine
+    from .native.engine import NativeEngine
 
     return NativeEngine(options, groups)

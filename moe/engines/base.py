@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 
 from ..batch import Batch
-from ..checkpoint.source import Source
-from ..checkpoint.state import Shard
 from ..model import Model
+from ..state.shard import Shard
+from ..state.source import Source
 
 
 @dataclass(frozen=True)

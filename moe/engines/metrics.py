@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ..batch import IGNORE, Batch
-from ..layout import Groups
+from ..grid import Groups
 from ..model import Model, ModelOutput
 from ..stages import CLOCK, waiting
 from .base import StepMetrics

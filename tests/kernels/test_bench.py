@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from moelstrom import UserError
 from moelstrom.kernels.bench import cases, report
-from moelstrom.launch.kernels_cli import app
+from moelstrom.launch.commands.kernels import app
 
 pytest.importorskip("triton")
 from moelstrom.kernels.bench import accuracy, peers

@@ -23,7 +23,7 @@ from moelstrom.kernels.compile import compile_variant, facts
 from moelstrom.kernels.spec import Variant
 from moelstrom.kernels.targets import TARGETS
 from moelstrom.kernels.tuning import matmul_tile, split
-from moelstrom.launch.kernels_cli import app
+from moelstrom.launch.commands.kernels import app
 
 AMD = ("gfx90a", "gfx942", "gfx950")
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from moelstrom import UserError
 from moelstrom.kernels import tuning
 from moelstrom.kernels.targets import TARGETS, find
-from moelstrom.launch.kernels_cli import app
+from moelstrom.launch.commands.kernels import app
 
 pytest.importorskip("triton")
 from moelstrom.kernels.bench import accuracy, cases, products, report, tune

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moelstrom import UserError
 from moelstrom.launch.config import RECIPES, RunConfig, dump, load
-from moelstrom.launch.plan import make_plan
+from moelstrom.launch.train.plan import make_plan
 
 BASE = {"steps": 10}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from launch_runs import final_state, losses, make_dataset, write_config
 
-from moelstrom.launch.health import rollbacks
-from moelstrom.launch.log import read
+from moelstrom.launch.train.health import rollbacks
+from moelstrom.launch.train.log import read
 
 COMMAND = [sys.executable, "-c", "from moelstrom.launch.cli import main; main()", "train"]
 

@@ -8,7 +8,7 @@ import torch
 from launch_runs import STEPS, final_state, losses, make_dataset, run_here, run_worker, write_config
 
 from moelstrom.launch.config import RESOLVED, load
-from moelstrom.launch.log import read
+from moelstrom.launch.train.log import read
 from moelstrom.moe.checkpoint.folder import step_folder
 
 FLAT = {"name": "wsd", "decay_fraction": 0.0}

@@ -11,8 +11,8 @@ from moelstrom.moe.batch import IGNORE, Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
 from moelstrom.moe.engines.metrics import Tally, count_totals
-from moelstrom.moe.layout import Groups
-from moelstrom.moe.naming import is_expert, logical_tensors, to_shards
+from moelstrom.moe.grid import Groups
+from moelstrom.moe.state.names import is_expert, logical_tensors, to_shards
 
 VOCAB, LENGTH, ROWS = 48, 12, 4
 

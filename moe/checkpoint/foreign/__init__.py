@@ -5,9 +5,9 @@ from pathlib import Path
 
 from .... import UserError
 from ...config import ModelConfig
+from ...state.source import Source
 from .. import folder as disk
 from ..reader import Reader
-from ..source import Source
 
 ITERATION = "latest_checkpointed_iteration.txt"
 POINTERS = ("latest", "latest_universal", ITERATION)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from .... import UserError
-from ...naming import Logical, overlaps
-from ..source import TensorInfo
+from ...state.names import Logical, overlaps
+from ...state.source import TensorInfo
 from .torchfile import FIX, Stored
 from .values import Values, Zeros
 from .wanted import Wanted

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ..source import Slab
+from ...state.source import Slab
 
 
 class Values(Protocol):

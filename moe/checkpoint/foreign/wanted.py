@@ -14,7 +14,7 @@ from torch import nn
 from .... import UserError
 from ...config import ModelConfig
 from ...model import Model
-from ...naming import Logical, is_expert, logical_tensors
+from ...state.names import Logical, is_expert, logical_tensors
 from ..layouts.parameters import skeleton
 from ..manifest import explain
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from .... import UserError
 from ...config import ModelConfig
+from ...state.source import Source, TensorInfo
 from .. import folder as disk
 from ..manifest import explain
-from ..source import Source, TensorInfo
 from ..tensorfile import TensorFile
 from .architectures import choose, to_config
 from .names import Entry, buffers, entries

@@ -13,10 +13,10 @@ import torch
 
 from .... import UserError
 from ...config import ModelConfig
+from ...state.source import TensorInfo
 from .. import folder as disk
 from ..commit import merge
 from ..manifest import dump
-from ..source import TensorInfo
 from ..tensorfile import TensorFile
 from .architectures import from_config
 from .export import Progress

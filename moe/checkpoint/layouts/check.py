@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 
 from .... import UserError
 from ...config import EngineConfig, LayoutConfig, ModelConfig, OptimizerConfig
-from ...engines import deepspeed
-from ...engines.shard_optimizer import STATE
-from ...ffn import FFNS
-from ...mixers import MIXERS
+from ...engines.deepspeed import engine as deepspeed
+from ...engines.native.optimizer import STATE
+from ...layers.ffns import FFNS
+from ...layers.mixers import MIXERS
 from ...model import Model, layer_kinds
-from ...naming import logical_tensors
 from ...optim.rules import rule
-from ..source import TensorInfo
+from ...state.names import logical_tensors
+from ...state.source import TensorInfo
 from .layout import Target
 
 RANDOM_STATE = re.compile(r"rng/\d{1,9}/(cpu|cuda)")

@@ -5,19 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...config import ModelConfig, OptimizerConfig
-from ...engines.shard_optimizer import STATE
+from ...engines.native.optimizer import STATE
 from ...model import Model
 from ...optim.rules import rule
-from ..source import Slab, TensorInfo
+from ...state.source import Slab, TensorInfo
 from .check import check_layout, check_tensors
 from .layout import Place, Target
-from .parameters import (
-    LocalParameter,
-    dense_parameters,
-    expert_parameters,
-    skeleton,
-    stages_of,
-)
+from .parameters import LocalParameter, dense_parameters, expert_parameters, skeleton, stages_of
 from .zero import Run, share
 
 Tensors = Mapping[str, TensorInfo]

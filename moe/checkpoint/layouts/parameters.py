@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ...config import ModelConfig
-from ...layout import Groups
+from ...grid import Groups
 from ...model import Model
-from ...naming import is_expert, logical_tensors
-from ..source import Slab
+from ...state.names import is_expert, logical_tensors
+from ...state.source import Slab
 from .layout import Target
 from .slabs import cut
 from .tensor_parallel import Cut, cut_tensor

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
-from ..source import Slab
+from ...state.source import Slab
 
 
 def block(name: str, offset: int, run: int, rows: int, stride: int) -> Slab:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...config import ModelConfig
-from ..source import Slab
+from ...state.source import Slab
 from .slabs import block
 
 

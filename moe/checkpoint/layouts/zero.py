@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...config import OptimizerConfig
-from ...engines.bucket import fill_buckets, split_elements, split_matrices
+from ...engines.native.bucket import fill_buckets, split_elements, split_matrices
 from ...optim.rules import decays, rule
 from .layout import Target
 from .parameters import LocalParameter

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from ...config import ModelConfig, MoEConfig, OptimizerConfig
+from ...state.source import Source
 from .. import folder as disk
 from ..layouts.holdings import holdings
 from ..layouts.layout import make_target
 from ..reader import Reader
-from ..source import Source
 from . import peers
 from .plan import make_plan, state_bytes
 from .run import reshape

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..source import Source
+from ...state.source import Source
 from .output import Progress
 from .plan import LARGEST, dtype_name, state_bytes, tensor_bytes
 from .tensorpass import TensorPass

@@ -20,8 +20,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from ...build import build_model
 from ...config import EngineConfig, LayoutConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from ...engines import EngineOptions, make_engine
-from ...layout import Groups
-from ...naming import fill, logical_tensors
+from ...grid import Groups
+from ...state.names import fill, logical_tensors
 from ..reader import Reader
 
 WRITERS = 2

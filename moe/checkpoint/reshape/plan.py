@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .... import UserError
+from ...state.source import Slab, Source, TensorInfo
 from ..cover import check_cover
 from ..manifest import DTYPE_NAMES
-from ..source import Slab, Source, TensorInfo
 from ..tensorfile import layout, write_all
 from .tensorpass import TensorPass
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ...config import ModelConfig, OptimizerConfig
-from ...engines.shard_optimizer import STATE
-from ...naming import logical_tensors
+from ...engines.native.optimizer import STATE
 from ...optim.rules import rule
+from ...state.names import logical_tensors
+from ...state.source import TensorInfo
 from ..layouts.parameters import skeleton
-from ..source import TensorInfo
 
 RANDOM_STATE = 5056
 """Bytes of a CPU generator's."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from .... import UserError
+from ...state.source import Slab, Source
 from ..manifest import FIX, Piece
 from ..reader import Reader
-from ..source import Slab, Source
 from ..strides import below, gather, word_type, words
 
 Emit = Callable[[Slab, int, np.ndarray], None]

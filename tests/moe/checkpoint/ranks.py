@@ -20,8 +20,8 @@ import torch.distributed as dist
 from moelstrom.moe.checkpoint.commit import CheckpointError
 from moelstrom.moe.checkpoint.reader import choose
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 NUMEL = 300_000
 KILL_AT = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")

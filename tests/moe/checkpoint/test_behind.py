@@ -13,8 +13,8 @@ from ranks import run_ranks
 from moelstrom.moe.checkpoint import snapshot
 from moelstrom.moe.checkpoint.reader import Reader, complete, verify
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 CASES = [
     runs.Case("native", 1, 1),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slab_covers import covers, slab
 
 from moelstrom.moe.checkpoint.cover import check_cover
-from moelstrom.moe.checkpoint.source import Slab
+from moelstrom.moe.state.source import Slab
 
 
 def counts(slabs: list[Slab], numel: int) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 from moelstrom.moe.checkpoint.commit import CheckpointError
 from moelstrom.moe.checkpoint.reader import choose, complete, verify
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 Ranks = Callable[..., list[Any]]
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -17,8 +17,8 @@ from moelstrom import UserError
 from moelstrom.moe.checkpoint.folder import MANIFEST, MARKER, marker_text
 from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 CASES = 5_000
 """Of each kind."""

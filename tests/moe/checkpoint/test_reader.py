@@ -18,8 +18,8 @@ from moelstrom.moe.checkpoint.folder import marker_text, shard_name, step_folder
 from moelstrom.moe.checkpoint.manifest import DTYPES
 from moelstrom.moe.checkpoint.reader import Reader, choose, complete, latest, verify
 from moelstrom.moe.checkpoint.snapshot import HostBuffers, Snapshot
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.checkpoint.writer import write_shards
+from moelstrom.moe.state.shard import Shard
 
 NONCE = "0123456789abcdef"
 

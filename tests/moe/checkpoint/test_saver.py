@@ -11,8 +11,8 @@ import torch
 from moelstrom.moe.checkpoint.commit import CheckpointError, merge
 from moelstrom.moe.checkpoint.reader import Reader, complete, latest, verify
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 
 def make(path: Path, log: Any = None, **options: Any) -> Saver:

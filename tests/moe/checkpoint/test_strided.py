@@ -13,8 +13,8 @@ from moelstrom import UserError
 from moelstrom.moe.checkpoint import folder as disk
 from moelstrom.moe.checkpoint.manifest import Manifest, Piece, TensorEntry, digest, dump
 from moelstrom.moe.checkpoint.reader import Reader, verify
-from moelstrom.moe.checkpoint.source import Slab, TensorInfo
 from moelstrom.moe.checkpoint.tensorfile import TensorFile
+from moelstrom.moe.state.source import Slab, TensorInfo
 
 
 def elements(data: torch.Tensor, slab: Slab) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from moelstrom.moe.checkpoint.manifest import DTYPES
-from moelstrom.moe.checkpoint.source import TensorInfo
 from moelstrom.moe.checkpoint.tensorfile import CODES, TensorFile
+from moelstrom.moe.state.source import TensorInfo
 
 
 def test_safetensors_reads_what_was_written_in_ranges(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ranks import run_ranks
 
 from moelstrom import UserError
 from moelstrom.moe.config import EngineConfig, LayoutConfig, OptimizerConfig
-from moelstrom.moe.engines.deepspeed import check
+from moelstrom.moe.engines.deepspeed.engine import check
 
 TOLERANCE = {
     # The fp32 sum of a step's losses is rounded to 3e-7 of their mean; at most 2e-7 was seen, up

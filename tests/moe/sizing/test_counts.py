@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from moelstrom.moe.batch import Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
-from moelstrom.moe.layout import Groups
-from moelstrom.moe.naming import is_expert
+from moelstrom.moe.grid import Groups
 from moelstrom.moe.sizing.counts import Counts, count_parameters, flops_per_token
+from moelstrom.moe.state.names import is_expert
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from moelstrom import UserError
 from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.foreign import open_source
 from moelstrom.moe.config import LayoutConfig
-from moelstrom.moe.layout import Groups
-from moelstrom.moe.naming import logical_tensors
+from moelstrom.moe.grid import Groups
+from moelstrom.moe.state.names import logical_tensors
 
 State = dict[str, torch.Tensor]
 

@@ -16,10 +16,10 @@ import torch
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.foreign import open_source
 from moelstrom.moe.checkpoint.foreign.wanted import Wanted
-from moelstrom.moe.checkpoint.source import Source
 from moelstrom.moe.config import ModelConfig, MoEConfig
 from moelstrom.moe.model import Model
-from moelstrom.moe.naming import fill, fill_buffers
+from moelstrom.moe.state.names import fill, fill_buffers
+from moelstrom.moe.state.source import Source
 
 MODEL = ModelConfig(
     vocab_size=40,

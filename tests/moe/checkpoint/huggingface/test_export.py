@@ -18,8 +18,8 @@ from moelstrom.moe.checkpoint.huggingface.export import INDEX, export
 from moelstrom.moe.checkpoint.huggingface.load import load
 from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.saver import Saver
-from moelstrom.moe.checkpoint.state import Shard
 from moelstrom.moe.config import CheckpointConfig, ModelConfig, MoEConfig
+from moelstrom.moe.state.shard import Shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

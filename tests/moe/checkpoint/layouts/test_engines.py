@@ -12,8 +12,8 @@ from ranks import run_ranks
 
 from moelstrom.moe.checkpoint.layouts.holdings import holdings, needs
 from moelstrom.moe.checkpoint.layouts.layout import Target
-from moelstrom.moe.checkpoint.source import Slab, TensorInfo
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
+from moelstrom.moe.state.source import Slab, TensorInfo
 
 SEVERAL_BUCKETS = ModelConfig(
     vocab_size=2500,

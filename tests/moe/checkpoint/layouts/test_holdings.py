@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelstrom.moe.checkpoint.layouts.holdings import holdings, needs
-from moelstrom.moe.checkpoint.source import Slab, TensorInfo
 from moelstrom.moe.config import ModelConfig, OptimizerConfig
+from moelstrom.moe.state.source import Slab, TensorInfo
 
 State = dict[str, np.ndarray]
 optimizers = st.sampled_from((OptimizerConfig(name="adamw"), OptimizerConfig(name="muon")))

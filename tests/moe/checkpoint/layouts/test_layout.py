@@ -9,8 +9,8 @@ from drawn_layouts import tensors_of
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.layouts.holdings import holdings, needs
 from moelstrom.moe.checkpoint.layouts.layout import Target, make_target
-from moelstrom.moe.checkpoint.source import TensorInfo
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
+from moelstrom.moe.state.source import TensorInfo
 
 MODEL = ModelConfig(
     vocab_size=8,

@@ -14,8 +14,8 @@ from moelstrom.moe.checkpoint.layouts.parameters import (
     skeleton,
 )
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
-from moelstrom.moe.naming import logical_tensors
 from moelstrom.moe.optim.rules import matrix_shape
+from moelstrom.moe.state.names import logical_tensors
 
 MODEL = ModelConfig(
     vocab_size=10,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moelstrom.moe.checkpoint.layouts.slabs import block, cut, part
-from moelstrom.moe.checkpoint.source import Slab
+from moelstrom.moe.state.source import Slab
 
 SIZE = st.integers(1, 6)
 

@@ -14,7 +14,7 @@ from moelstrom.moe.checkpoint.manifest import digest
 from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.reshape.compare import differences, hashes, logical_hash, state_hash
 from moelstrom.moe.checkpoint.reshape.synthetic import Synthetic
-from moelstrom.moe.checkpoint.source import TensorInfo
+from moelstrom.moe.state.source import TensorInfo
 
 NAME = "model/layers.1.ffn.experts.2.down"
 

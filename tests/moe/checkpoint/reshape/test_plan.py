@@ -7,7 +7,7 @@ from reshape_states import plan_for, synthetic
 
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.reshape.plan import SMALLEST, estimate_seconds, fit, make_plan
-from moelstrom.moe.checkpoint.source import Slab
+from moelstrom.moe.state.source import Slab
 
 
 def test_tensors_that_nobody_holds_go_to_rank_0(tmp_path: Path) -> None:

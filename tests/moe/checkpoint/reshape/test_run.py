@@ -19,7 +19,7 @@ from moelstrom.moe.checkpoint.reshape.journal import Journal
 from moelstrom.moe.checkpoint.reshape.output import Output
 from moelstrom.moe.checkpoint.reshape.plan import Part
 from moelstrom.moe.checkpoint.reshape.run import reshape
-from moelstrom.moe.checkpoint.source import Source
+from moelstrom.moe.state.source import Source
 
 LAYOUTS: list[dict[str, Any]] = [
     {"dp": 1, "zero": 0},

@@ -1,0 +1,1 @@
+"""Benchmark runs: their config, their worker under any launcher, and what is made of the result."""

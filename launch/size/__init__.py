@@ -1,0 +1,1 @@
+"""The sizing adviser's inputs and views."""

@@ -1,0 +1,81 @@
+"""The sizing adviser's curves out of a hardware report."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import TypeVar
+
+from ... import UserError
+from ...collectives_bench.hardware.summary import summarise
+from ...collectives_bench.schema import Hardware, Report
+from ...kernels.targets import TARGETS, Target
+from ...moe.sizing.curves import CAPACITY, Curves, Gemm, Grouped
+from ..train.hardware import PEAK_BF16_FLOPS
+
+Point = TypeVar("Point")
+BOTH = "forward+backward"
+ALIKE = {"H200": "sm90", "MI325X": "gfx942"}
+"""Products of a listed architecture and its links, with another memory."""
+
+
+def measured(report: Report, memory: int | None) -> Curves:
+    """Curves by the median over ranks; `memory` overrides a device's bytes.
+
+    UserError where the report lacks a benchmark that the adviser needs, or the device's memory.
+    """
+    rows = [row for row in report.hardware if row.bench == "memory" or row.dtype == "bf16"]
+    device = report.hosts[0].device if report.hosts else "an unknown device"
+    stream = _points(rows, "memory", "copy", lambda s: s["bytes"])
+    summary = summarise(rows)["ranks"][0]
+    gemms = _points(rows, "gemm", None, lambda s: (s["M"], s["N"], s["K"]))
+    experts = _points(
+        rows, "experts", BOTH, lambda s: (s["rows"], s["hidden"], s["ffn"], s["experts"])
+    )
+    attention = _points(rows, "attention", BOTH, lambda s: s["seq"])
+    best = max(gemms.values())
+    return Curves(
+        label=f"measured on {device} ({report.started})",
+        gemms=tuple(Gemm(*shape, rate) for shape, rate in gemms.items()),
+        experts=tuple(Grouped(*shape, rate) for shape, rate in experts.items()),
+        attention=tuple(sorted(attention.items())),
+        memory_rate=stream[max(stream)],
+        capacity=memory or _capacity(report, device),
+        peak=next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), best),
+        near_peak_flops=summary["gemm"]["bf16"]["near_peak"]["flops"],
+        measured=True,
+    )
+
+
+def _points(
+    rows: Iterable[Hardware],
+    bench: str,
+    kind: str | None,
+    size: Callable[[dict[str, int]], Point],
+) -> dict[Point, float]:
+    """Median rate over ranks at each size."""
+    found: dict[Point, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.bench == bench and kind in (None, row.kind):
+            found[size(row.shape)].append(row.rate)
+    if not found:
+        wanted = f"{bench} ({kind})" if kind else f"{bench} in bf16"
+        raise UserError(
+            f"--hardware: the report has no {wanted}; measure it with `moelstrom bench hardware`"
+        )
+    return {key: median(rates) for key, rates in found.items()}
+
+
+def device_target(report: Report) -> Target | None:
+    """The target of the report's devices; None for others, such as a CPU."""
+    device = report.hosts[0].device if report.hosts else ""
+    names = {t.product.split()[0].rstrip(","): name for name, t in TARGETS.items()} | ALIKE
+    return next((TARGETS[name] for product, name in names.items() if product in device), None)
+
+
+def _capacity(report: Report, device: str) -> int:
+    target = device_target(report)
+    known = next((host.memory for host in report.hosts if host.memory), 0)
+    found = known or (CAPACITY[target.name] if target else 0)
+    if not found:
+        raise UserError(f"--memory: {device}'s is not known; give it, such as --memory 64GiB")
+    return found

@@ -1,0 +1,92 @@
+"""Where a run starts: its own last checkpoint, another one that it was told to load, or nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ... import UserError
+from ...moe.checkpoint.folder import step_folder
+from ...moe.checkpoint.foreign import open_source
+from ...moe.checkpoint.reader import Reader, choose, latest
+from ...moe.checkpoint.replica.keeper import Keeper
+from ...moe.config import CheckpointConfig, ModelConfig
+from ...moe.state.names import has_optimizer
+from ...moe.state.source import Source
+
+
+class Weights:
+    """A checkpoint without optimizer state as the start of step 0."""
+
+    def __init__(self, source: Source) -> None:
+        self.folder, self.tensors, self.read = source.folder, source.tensors, source.read
+        self.step = 0
+        self.meta = {"model": source.meta.get("model")}
+
+
+def find_start(
+    config: CheckpointConfig,
+    model: ModelConfig,
+    keeper: Keeper | None,
+    below: int | None,
+    note: Callable[[str], None],
+) -> tuple[Source | None, bool]:
+    """The checkpoint to start from, the same on every rank, and whether it is the run's own; None
+    for a fresh start.
+
+    Collective. A whole copy in memory, of a step below `below` if given, comes first; else rank 0
+    verifies the run's own on disk and chooses, and every rank reads the ranges that it needs of
+    that very save; else `config.load` is opened.
+    """
+    copy = _in_memory(config, keeper, below)
+    if copy is not None:
+        return Reader(copy), True
+    chosen: list[tuple[int, str] | None] = [None]
+    if dist.get_rank() == 0:
+        folder = choose(config.path, note)
+        if folder:
+            reader = Reader(folder)
+            chosen = [(reader.step, reader.marker)]
+    dist.broadcast_object_list(chosen, 0, device=torch.device("cpu"))
+    if chosen[0] is not None:
+        step, marker = chosen[0]
+        return Reader(step_folder(Path(config.path), step), marker), True
+    return (open_start(config.load, model) if config.load else None), False
+
+
+def _in_memory(config: CheckpointConfig, keeper: Keeper | None, below: int | None) -> Path | None:
+    """The copy of the newest checkpoint, every file already hashed; collective."""
+    if keeper is None:
+        return None
+    return keeper.restore(latest(config.path) if dist.get_rank() == 0 else None, below)
+
+
+def open_start(load: str, model: ModelConfig) -> Source:
+    """The checkpoint `load` (of a folder of them the newest) of any format that is read; one
+    without optimizer state is the start of step 0.
+
+    Raises UserError for what is no checkpoint of this model.
+    """
+    try:
+        source = open_source(latest(load) or load, model)
+    except UserError as error:
+        raise UserError(f"checkpoint.load: {error}") from None
+    return source if has_optimizer(source) else Weights(source)
+
+
+def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:
+    """Raise UserError where the checkpoint's model, if it names one, is not this run's."""
+    present = model.model_dump(mode="json")
+    for field, value in present.items():
+        if saved is not None and saved.get(field) != value:
+            raise UserError(
+                f"model.{field}: the checkpoint has {saved.get(field)}, this run {value}; set it "
+                "back, or give the run another output folder"
+            )
+
+
+def random_seed(seed: int, rank: int, step: int) -> int:
+    """The seed of a rank that a checkpoint has no random state for: it had fewer ranks."""
+    return seed * 1_000_003 + step * 65_537 + rank

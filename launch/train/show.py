@@ -1,0 +1,119 @@
+"""Tables for a person: the dry run's plan and the end of a run."""
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ... import UserError
+from ..config import RESOLVED, RunConfig, load
+from .plan import GIB, Plan
+
+
+def plan_view(config: RunConfig, plan: Plan) -> RenderableType:
+    """Sizes, memory and placement."""
+    return Group(_sizes(plan), _memory(plan), _placement(config, plan))
+
+
+def _sizes(plan: Plan) -> Table:
+    table = Table("model", "", title_justify="left")
+    c = plan.parameters
+    table.add_row("parameters, total", f"{c.total:,}")
+    table.add_row("parameters, active per token", f"{c.active:,}")
+    table.add_row("of the total in experts", f"{c.experts:,}")
+    table.add_row("vocabulary", f"{plan.model.vocab_size:,}")
+    table.add_row("FLOPs per token (forward + backward)", f"{plan.flops_per_token:.3e}")
+    table.add_row("tokens per step", f"{plan.tokens_per_step:,}")
+    table.add_row("micro-batches per rank and step", str(plan.microbatches))
+    table.add_row("ranks it can run on", _listed(plan.world_sizes))
+    return table
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
+    return ", ".join(map(str, numbers[:12])) + more
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table("memory per rank (estimate)", "GiB")
+    m = plan.memory
+    for name in ("weights", "gradients", "optimizer", "activations", "total"):
+        table.add_row(name, f"{getattr(m, name) / GIB:.3f}")
+    return table
+
+
+def _placement(config: RunConfig, plan: Plan) -> Table:
+    table = Table("rank", "dp", "ep", "node", "device")
+    ep = config.layout.ep
+    for slot in plan.placement:
+        table.add_row(
+            str(slot.rank), str(slot.rank), str(slot.rank % ep), str(slot.node), str(slot.device)
+        )
+    return table
+
+
+def finish_view(config: RunConfig, records: list[dict[str, Any]]) -> RenderableType:
+    """The last validation losses."""
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    table = Table("domain", "validation loss", "perplexity")
+    if evaluations:
+        for domain, loss in evaluations[-1]["loss"].items():
+            table.add_row(domain, f"{loss:.4f}", f"{_exp(loss):.2f}")
+    return table
+
+
+def _exp(loss: float) -> float:
+    """exp, infinite where a float cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def command() -> str:
+    """How the user calls `moelstrom`; the `run` script says so in the environment."""
+    return os.environ.get("MOELSTROM_COMMAND", "moelstrom")
+
+
+def next_steps(config: RunConfig, console: Console) -> None:
+    """What a user may want to run now."""
+    folder = config.folder
+    for text, words in (
+        ("curves", [_program("tensorboard"), "--logdir", str(folder / "tensorboard")]),
+        ("picture", [str(folder / "run.png")]),
+        ("every step as JSON", [str(folder / "metrics.jsonl")]),
+        ("train on, twice as long", _train(config, [f"steps={2 * config.steps}"])),
+        ("the other engine", _train(config, _other_engine(config))),
+    ):
+        if words:
+            line = Text.assemble(f"  {text}: ", (shlex.join(words), "bold"))
+            console.print(line, soft_wrap=True)
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment, which may not be the shell's."""
+    return name if shutil.which(name) else str(Path(sys.executable).with_name(name))
+
+
+def _other_engine(config: RunConfig) -> list[str]:
+    other = "native" if config.engine.name == "deepspeed" else "deepspeed"
+    output = [f"output={config.output}-{other}"] if config.output else []
+    return [f"engine.name={other}", f"name={config.name}-{other}", *output]
+
+
+def _train(config: RunConfig, overrides: list[str]) -> list[str]:
+    """The command that runs the resolved config with changes; empty if that is no valid run."""
+    source = str(config.folder / RESOLVED)
+    try:
+        load(source, overrides)
+    except UserError:
+        return []
+    return [command(), "train", source, *(w for o in overrides for w in ("--set", o))]

@@ -1,0 +1,1 @@
+"""Our model under DeepSpeed's ZeRO."""

@@ -1,0 +1,1 @@
+"""Data parallel with a ZeRO-1 sharded optimizer, expert parallel."""

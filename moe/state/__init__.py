@@ -1,0 +1,1 @@
+"""The canonical state that engines and checkpoints share: logical tensors in pieces."""

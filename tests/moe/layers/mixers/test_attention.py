@@ -1,0 +1,63 @@
+"""Attention stays causal and inside documents; RoPE is relative."""
+
+import torch
+
+from moelstrom.moe.config import ModelConfig
+from moelstrom.moe.layers.base import Context
+from moelstrom.moe.layers.mixers.attention import Attention, attend, document_mask
+from moelstrom.moe.layers.rope import apply_rope, rope_table
+
+CONFIG = ModelConfig(
+    vocab_size=8, hidden_size=16, num_heads=4, num_kv_heads=2, head_dim=8, qk_norm=True
+)
+
+
+def layer() -> Attention:
+    torch.manual_seed(0)
+    made = Attention(CONFIG)
+    for p in made.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    return made
+
+
+def context(documents: torch.Tensor) -> Context:
+    table = rope_table(documents.shape[1], 8, 1e4, documents.device)
+    return Context(documents, document_mask(documents), table)
+
+
+def test_matches_plain_softmax() -> None:
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(2, h, 7, 8) for h in (4, 2, 2))
+    mask = document_mask(torch.tensor([[0, 0, 0, 1, 1, 1, 2], [0] * 7]))
+    k4, v4 = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = (q @ k4.mT / 8**0.5).masked_fill(~mask, float("-inf"))
+    torch.testing.assert_close(attend(q, k, v, mask), scores.softmax(-1) @ v4)
+
+
+def test_packed_documents_equal_separate_ones() -> None:
+    attention = layer()
+    x = torch.randn(1, 10, 16)
+    packed = attention(x, context(torch.tensor([[0] * 4 + [1] * 6])))
+    for part in (slice(0, 4), slice(4, 10)):
+        alone = attention(x[:, part], context(torch.zeros(1, part.stop - part.start)))
+        torch.testing.assert_close(packed[:, part], alone)
+
+
+def test_future_does_not_leak() -> None:
+    attention, documents = layer(), torch.zeros(1, 9)
+    x = torch.randn(1, 9, 16)
+    changed = x.clone()
+    changed[:, 5:] += 1
+    before, after = (attention(v, context(documents)) for v in (x, changed))
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_rope_is_relative_and_partial() -> None:
+    table = rope_table(32, 4, 1e4, torch.device("cpu"))
+    q, k = torch.randn(8), torch.randn(8)
+    at = apply_rope(q.expand(1, 32, 1, 8), table)[0, :, 0]
+    against = apply_rope(k.expand(1, 32, 1, 8), table)[0, :, 0]
+    torch.testing.assert_close(at[5] @ against[3], at[25] @ against[23])
+    assert torch.equal(at[9, 4:], q[4:]) and not torch.allclose(at[9, :4], q[:4])
