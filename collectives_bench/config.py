@@ -20,7 +20,9 @@ class CollectivesConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ops: Annotated[tuple[str, ...], Field(min_length=1, default_factory=lambda: (*OPERATORS,))]
+    ops: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default_factory=lambda: (*OPERATORS,)
+    )
     dtypes: Annotated[tuple[DtypeName, ...], Field(min_length=1)] = ("fp32",)
     in_place: bool | Literal["both"] = "both"
     """Of the two forms, where torch.distributed has both."""
