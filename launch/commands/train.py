@@ -79,8 +79,24 @@ def _train(run: "RunConfig", console: "Console") -> bool:
 
     resolved = start.prepare(run)
     if run.cluster.launcher == "none":
-        return start.train_here(run, console)
+        return _train_here(run, console)
     return _ended(run, start.train_under_ray(run, resolved, console))
+
+
+def _train_here(run: "RunConfig", console: "Console") -> bool:
+    """Train as the one rank, in this process."""
+    from ...cluster.events import EventWriter
+    from ..train.health import RollBackError
+    from ..train.progress import Display
+    from ..worker import run as run_worker
+
+    with Display(console, run.steps, run.log_interval) as display:
+        while True:
+            try:
+                return run_worker(run, [display], EventWriter(None))
+            except RollBackError:
+                # `health.max_rollbacks` bounds it.
+                continue
 
 
 def _ended(run: "RunConfig", outcome: "Outcome") -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from ... import UserError
-from ...cluster.events import EventWriter
 from ...cluster.spec import Event, OnEvent, Outcome, WorkerSpec
 from ...moe.vocabulary import sized
 from ..config import RESOLVED, RunConfig, dump
@@ -44,22 +43,6 @@ def prepare(run: RunConfig) -> Path:
             ensure_default(Path(run.data.path), tokenizer, progress=True)
         load_dataset(run.data)
     return wanted
-
-
-def train_here(run: RunConfig, console: Console) -> bool:
-    """Train as the one rank, in this process. Whether the run came to its end, and did not leave
-    on SIGTERM."""
-    # Imported here: training takes seconds of imports, which no supervisor needs.
-    from ..worker import run as run_worker
-    from .health import RollBackError
-
-    with Display(console, run.steps, run.log_interval) as display:
-        while True:
-            try:
-                return run_worker(run, [display], EventWriter(None))
-            except RollBackError:
-                # `health.max_rollbacks` bounds it.
-                continue
 
 
 def train_under_ray(

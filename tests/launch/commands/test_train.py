@@ -20,12 +20,12 @@ from moelstrom import __version__
 from moelstrom.cluster import supervisor
 from moelstrom.cluster.spec import Outcome
 from moelstrom.launch import cli
+from moelstrom.launch.commands import train as command
 from moelstrom.launch.commands.data import prepare
 from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
-from moelstrom.launch.train import start
 from moelstrom.launch.train.log import RunLog
 
 BENCH = {"--config", "--set", "--nproc", "--address", "--launcher", "--out", "--baseline"}
@@ -312,7 +312,7 @@ def test_an_interrupt_is_no_failure(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(start, "train_here", interrupted)
+    monkeypatch.setattr(command, "_train_here", interrupted)
     code, _, err = run("train", "tiny", sets=[f"data.path={dataset}", *HERE])
     assert code == 130 and err == "interrupted; the last complete checkpoint stays\n"
 
