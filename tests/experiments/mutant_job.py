@@ -20,8 +20,10 @@ from mutant_tests import Imports, Order, run_tests
 from mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "torch.distributed", "numpy", "pydantic", "typer", "yaml", "rich.progress")
-HEAVY += ("hypothesis", "safetensors.torch", "tokenizers", "psutil", "transformers", "matplotlib")
+HEAVY = """numpy torch.distributed torch._dynamo torch.testing torch.utils.tensorboard triton
+pydantic typer yaml rich.progress hypothesis safetensors.torch tokenizers psutil matplotlib.pyplot
+ray transformers transformers.models.mixtral.modeling_mixtral
+transformers.models.olmoe.modeling_olmoe transformers.models.qwen3_moe.modeling_qwen3_moe"""
 """Imported once; each mutant's process has them by a fork."""
 TOO_LONG = "time limit"
 LIMIT_S = 240.0
@@ -47,7 +49,7 @@ class Job:
         sys.path.insert(0, str(base))
         os.environ.update(PYTHONPATH=str(base), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
         ctypes.CDLL(None).prctl(SUBREAPER, 1)
-        for name in HEAVY:
+        for name in HEAVY.split():
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
