@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from .backends import CLUSTERS
+from .kinds import CLUSTERS
 
 
 class ClusterConfig(BaseModel):

@@ -2,7 +2,7 @@
 
 import psutil
 
-from .backends.base import Start
+from .backend import Start
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import UserError
-from .backends.base import Backend, Poll, Seat, SeatLost, SeatSilent, Start
+from .backend import Backend, Poll, Seat, SeatLost, SeatSilent, Start
 from .config import ClusterConfig
 from .events import Spawned, wire
 from .faults import Fault, seat_fault

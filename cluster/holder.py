@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from .backends.base import Poll, Start
+from .backend import Poll, Start
 from .environment import worker_env
 from .process import WorkerProcess
 from .spec import Event

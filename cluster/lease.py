@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from .backends.base import Seat
+from .backend import Seat
 
 
 class Leases:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import UserError
-from .backends import CLUSTERS
-from .backends.base import Kind, Node
+from .backend import Kind, Node
 from .config import ClusterConfig
+from .kinds import CLUSTERS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from .. import UserError
-from .backends.base import Backend, Node, Reservation, Seat, SeatLost
+from .backend import Backend, Node, Reservation, Seat, SeatLost
 from .config import ClusterConfig
 from .lease import Leases
 from .placement import check_fits, cluster_text, gpus_per_worker, largest_group

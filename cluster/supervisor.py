@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .backends import CLUSTERS
-from .backends.base import Kind, SeatLost
+from .backend import Kind, SeatLost
 from .config import ClusterConfig
 from .events import Milestone, Spawned, Step, Waiting, read, wire
 from .faults import Fault, Weight, first_cause, leave_fault, placement_fault
 from .group import StartError, WorkerGroup
+from .kinds import CLUSTERS
 from .pool import Pool
 from .sigterm import Sigterm, sigterm_taken
 from .spec import USER_ERROR_EXIT, Event, OnEvent, Outcome, WorkerSpec

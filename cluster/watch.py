@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from .backends.base import Poll
+from .backend import Poll
 from .config import ClusterConfig
 from .events import EXIT, Exit, LogLine, Phase, Preempted, Step, read
 from .faults import Fault, exit_fault, silence_fault, stall_fault

@@ -1,7 +1,7 @@
 import pytest
 
 from moelstrom import UserError
-from moelstrom.cluster.backends.base import Node
+from moelstrom.cluster.backend import Node
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.placement import (
     check_fits,

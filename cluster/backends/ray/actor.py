@@ -2,8 +2,8 @@
 
 import ray
 
+from ...backend import Site
 from ...holder import Holder
-from ..base import Site
 
 
 class WorkerActor(Holder):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from ...backend import Node, Seat
 from ...config import ClusterConfig
-from ..base import Node, Seat
 from .reach import unreachable
 from .seats import RayReservation, RaySeat, end_actor, reserve
 

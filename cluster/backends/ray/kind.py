@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from ...backend import Node
 from ...config import ClusterConfig
 from ...placement import this_node
-from ..base import Node
 from .session import cluster_address, ray_session
 
 if TYPE_CHECKING:

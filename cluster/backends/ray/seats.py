@@ -15,8 +15,8 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ...backend import Poll, SeatLost, SeatSilent, Site, Start
 from ...config import ClusterConfig
-from ..base import Poll, SeatLost, SeatSilent, Site, Start
 from .actor import WorkerActor
 
 START_TIMEOUT_S = 120.0
@@ -187,7 +187,7 @@ def _answer(call: Any) -> "Future[Any]":
 
 
 def translated(error: BaseException) -> BaseException:
-    """An actor's error as `base` tells it."""
+    """An actor's error as `backend` tells it."""
     # An error of the called method itself comes as both its own class and Ray's: OSError means
     # more to the caller.
     if isinstance(error, OSError):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from moelstrom.cluster.backends.base import Node, Poll, Seat, Site, Start
+from moelstrom.cluster.backend import Node, Poll, Seat, Site, Start
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.holder import Holder
 

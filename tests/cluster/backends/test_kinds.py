@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moelstrom import UserError
-from moelstrom.cluster.backends import CLUSTERS
+from moelstrom.cluster.kinds import CLUSTERS
 
 WITHOUT_RAY = """
 import importlib, pkgutil, sys

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from moelstrom.cluster.backends.base import SeatLost, SeatSilent
+from moelstrom.cluster.backend import SeatLost, SeatSilent
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..config import ClusterConfig
-from ..spec import Event
+from .config import ClusterConfig
+from .spec import Event
 
 
 class SeatLost(Exception):  # noqa: N818
