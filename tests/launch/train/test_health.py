@@ -1,6 +1,7 @@
 """Steps that go wrong: judged alike by every rank and every restart, skipped, passed over, or the
 end."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -56,6 +57,34 @@ def test_a_spike_is_one_against_a_full_window() -> None:
     again.load_state(health.state())
     assert again.fault(2.0, 3.1) == health.fault(2.0, 3.1)
     assert Health(HealthConfig(spike_window=1)).fault(1.0, 1e30) is None
+
+
+def test_a_window_is_judged_by_its_median() -> None:
+    """One step of a thousand times the usual does not raise what counts as usual."""
+    health = Health(HealthConfig(spike="skip", spike_window=5, spike_factor=3))
+    for loss in (1.0, 2.0, 4.0, 1e3, 2.0):
+        health.good(loss, loss)
+    assert health.fault(6.0, 6.0) is None
+    found = health.fault(6.1, 1.0)
+    assert found and "its median 2" in found.text
+
+
+def test_a_resume_goes_on_counting_skips() -> None:
+    """And from the same window: only its newest steps."""
+    config = HealthConfig(nan="skip", spike="skip", spike_window=2, max_skips=2)
+    health, fault = Health(config), Fault("skip", "the loss is nan")
+    for loss in (9.0, 1.0, 1.0):
+        health.good(loss, 1.0)
+    health.skipped(4, fault)
+    again = Health(config)
+    again.load_state(json.loads(json.dumps(health.state())))
+    assert again.skips == 1 and again.fault(8.0, 1.0) is not None
+    again.skipped(5, fault)
+    with pytest.raises(UserError, match=r"step 6: "):
+        again.skipped(6, fault)
+    fresh = Health(config)
+    fresh.load_state({})
+    assert fresh.skips == 0 and fresh.fault(8.0, 1.0) is None
 
 
 def test_too_many_skips_in_a_row_stop() -> None:
