@@ -286,7 +286,7 @@ def test_a_deleted_lease_is_won_again_unless_another_process_was_first(tmp_path:
     assert lease.number == newest(tmp_path / "run" / ".lease" / "run") == 2
     shutil.rmtree(tmp_path / "run")
     plant(tmp_path / "run", 2)
-    with pytest.raises(LeaseLostError, match="process .* has taken it over"):
+    with pytest.raises(LeaseLostError, match=r"process .* has taken it over"):
         lease.check()
 
 
