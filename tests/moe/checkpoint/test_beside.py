@@ -26,7 +26,7 @@ def unfinished(text: str) -> None:
 LOOKS: dict[str, Look] = {
     "latest": latest,
     "choose": lambda path: choose(path, unfinished),
-    "complete": lambda path: (complete(path) or [None])[-1],
+    "complete": lambda path: next(reversed(complete(path)), None),
 }
 
 

@@ -24,7 +24,8 @@ class Run:
     """A saver and what it noted."""
 
     def __init__(self, path: Path, keep: int, **options: Any) -> None:
-        self.path, self.notes = path, []
+        self.path = path
+        self.notes: list[str] = []
         options = {"retries": 0, "retry_wait_s": 0, "asynchronous": False, **options}
         config = CheckpointConfig(path=str(path), keep=keep, **options)
         self.saver = Saver(config, 0, 1, lambda e: self.notes.append(e.get("message", "")))
@@ -171,6 +172,19 @@ class Refusing:
         monkeypatch.setattr(disk, "sync", refuse)
 
 
+def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Path]:
+    """The paths that a function of the folder's module is called with."""
+    seen: list[Path] = []
+    call = getattr(disk, name)
+
+    def spy(path: Path, *rest: Any) -> None:
+        seen.append(path)
+        call(path, *rest)
+
+    monkeypatch.setattr(disk, name, spy)
+    return seen
+
+
 @pytest.mark.parametrize("place", ["step-00000002", "."])
 @pytest.mark.parametrize("retries", [0, 1])
 def test_nothing_is_pruned_before_a_save_is_durable(
@@ -189,11 +203,7 @@ def test_nothing_is_pruned_before_a_save_is_durable(
         return path == tmp_path / place and (marked if after_marker else there)
 
     refusing = Refusing(monkeypatch, which)
-    written: list[Path] = []
-    write = disk.write_synced
-    monkeypatch.setattr(
-        disk, "write_synced", lambda file, data: (written.append(file), write(file, data))
-    )
+    written = spied(monkeypatch, "write_synced")
     if retries:
         run.save(2)
         assert steps(tmp_path) == [2]
@@ -225,9 +235,7 @@ def test_what_is_already_saved_has_to_be_durable_too(
     assert verify(aside).step == 2
     second.save(2)
     assert steps(tmp_path) == [2] and not any("already saved" in note for note in second.notes)
-    flushed: list[Path] = []
-    sync = disk.sync
-    monkeypatch.setattr(disk, "sync", lambda path: (flushed.append(path), sync(path)))
+    flushed = spied(monkeypatch, "sync")
     second.save(2)
     assert flushed == [tmp_path / "step-00000002", tmp_path] and "already saved" in second.notes[-2]
 
