@@ -3,12 +3,12 @@
     nice -n 10 python tests/experiments/mutate.py --count 80 --out mutants.jsonl
     python tests/experiments/mutate.py --out mutants.jsonl --table
 
-Every folder's mutants (see mutants.py) are shuffled by the seed, and the first `--count` of them
-run against the tests that mirror the folder: the file of the module's own name first, then those
-that import it by the shortest way, each file's fastest test first, within `--budget` seconds of
-tests. `--deep` gives those that survived slow tests too (with a larger `--budget`). Results are
-appended to `--out` line by line; what is there for the same source is not run again, so a killed
-run goes on.
+Every folder's mutants (see mutants.py) are put in an order that `--seed` draws, and the first
+`--count` of them run against the tests that mirror the folder: the file of the module's own name
+first, then the nearest in the tree and by imports, short tests before long ones, within `--budget`
+seconds of tests. `--deep` gives those that survived slow tests too (with a larger `--budget`).
+Results are appended to `--out` line by line; what is there for the same source is not run again, so
+a killed run goes on.
 
 Each job has a copy of the working tree and one process that has imported torch and the like; it
 forks for each mutant, and the mutated file stands in the copy meanwhile, so that processes which a
@@ -18,10 +18,10 @@ fail twice; else it counts for nothing.
 
 import argparse
 import difflib
+import hashlib
 import json
 import multiprocessing
 import os
-import random
 import tempfile
 import time
 from collections.abc import Iterable
@@ -40,7 +40,8 @@ REASONS = Path(__file__).parent / "results" / "mutants.json"
 
 
 def chosen(folders: Iterable[str], prefix: str, count: int, seed: int) -> list[Mutant]:
-    """The first `count` of each folder's shuffled mutants, the folders in turn."""
+    """The first `count` of each folder's mutants in an order by hash, the folders in turn. A file
+    that changes leaves the sample of the others as it is."""
     queues = []
     for folder in folders:
         found = []
@@ -48,7 +49,7 @@ def chosen(folders: Iterable[str], prefix: str, count: int, seed: int) -> list[M
             path = str(file.relative_to(ROOT))
             if path.startswith(prefix) and not path.startswith(LEFT_OUT):
                 found += mutants(path, file.read_bytes())
-        random.Random(seed).shuffle(found)
+        found.sort(key=lambda m: hashlib.sha1(f"{seed}/{m.key}".encode()).digest())
         queues.append(found[:count])
     longest = max(map(len, queues), default=0)
     return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
