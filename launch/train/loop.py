@@ -31,7 +31,7 @@ from .hardware import peak_flops
 from .health import ADVICE, Fault, Health, RollBack, RollBackError, record_rollback, rollbacks
 from .log import Listener, RunLog
 from .preempt import Preemption
-from .resume import check_same_model, find_start, random_seed
+from .resume import check_same_model, find_start, handed_on, random_seed
 from .summary import machine
 
 VOCAB_MULTIPLE = 64
@@ -92,6 +92,7 @@ class Training:
             rollbacks(config.folder) if self.log else None
         )
         self.loader.pass_over([back.samples for back in self._rollbacks])
+        self._handed_on: dict[str, Any] = {}
         self._saved = self._start = self._resume()
         self._chaos = None
         if "MOELSTROM_CHAOS" in os.environ:
@@ -317,6 +318,7 @@ class Training:
             "model": self.model_config.model_dump(mode="json"),
             "skipped": self.engine.skipped,
             "health": self.health.state(),
+            **self._handed_on,
         }
         self._saved = self.engine.steps_done
         shards = [*self.engine.export_state(), *self._random_state()]
@@ -350,6 +352,7 @@ class Training:
         elif source.step:
             self._note(f"{source.folder}: no data position in it; reading from the first sample")
         self.health.load_state(source.meta.get("health", {}))
+        self._handed_on = handed_on(source.meta)
         self._load_random(source)
         self._record({"kind": "resume", "step": source.step, "folder": str(source.folder)})
 

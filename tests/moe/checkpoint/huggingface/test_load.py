@@ -182,7 +182,7 @@ def test_the_published_configs_are_read() -> None:
     assert found is OLMOE and model.head_dim == 128 and model.qk_norm == "whole"
     assert not model.moe.normalize_top_k and model.moe.expert_size == 1024
 
-    qwen = to_config(MODELS["qwen3_moe"], QWEN3_MOE, "bfloat16", 128, None)
+    qwen = to_config(MODELS["qwen3_moe"], QWEN3_MOE, "bfloat16")
     assert from_config(qwen, "config.json")[1].pattern == ("attention/dense", "attention/moe")
     qwen |= {"decoder_sparse_step": 2, "mlp_only_layers": [1], "num_hidden_layers": 5}
     kinds = from_config(qwen, "config.json")[1].pattern
