@@ -1,8 +1,7 @@
 """The training loop: knows data, engine and checkpoints, and nothing of how they work."""
 
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ from ...moe.build import build_model
 from ...moe.checkpoint.folder import move_aside, step_folder
 from ...moe.checkpoint.replica.keeper import Keeper
 from ...moe.checkpoint.saver import Saver
-from ...moe.config import ModelConfig
 from ...moe.engines import make_engine
 from ...moe.engines.base import StepHooks, StepMetrics
 from ...moe.grid import Groups
@@ -25,6 +23,7 @@ from ...moe.sizing.counts import count_parameters, flops_per_token
 from ...moe.stages import CLOCK
 from ...moe.state.shard import Shard
 from ...moe.state.source import Source
+from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.loader import Loader
 from .hardware import peak_flops
@@ -34,8 +33,8 @@ from .preempt import Preemption
 from .resume import check_same_model, find_start, handed_on, random_seed
 from .summary import machine
 
-VOCAB_MULTIPLE = 64
-"""Vocabularies are padded to this: GEMM widths then fill whole tiles."""
+BeforeStep = Callable[[int, torch.nn.Module], None]
+"""Takes the coming step and the model."""
 PARTS = ("data", "compute", "wait", "update")
 """The stages of a step."""
 PHASE_FACTOR, PHASE_FLOOR_S = 10.0, 30.0
@@ -52,10 +51,11 @@ class Training:
         listeners: list[Listener],
         events: EventWriter,
         preemption: Preemption,
+        before_step: BeforeStep | None = None,
     ) -> None:
         """Build everything; collective over all ranks."""
         self.config, self.device, self.events = config, device, events
-        self._preemption = preemption
+        self._preemption, self._before_step = preemption, before_step
         self._longest: dict[str, float] = {}
         self._built = False
         CLOCK.listener = self._tell_stage
@@ -94,11 +94,6 @@ class Training:
         self.loader.pass_over([back.samples for back in self._rollbacks])
         self._handed_on: dict[str, Any] = {}
         self._saved = self._start = self._resume()
-        self._chaos = None
-        if "MOELSTROM_CHAOS" in os.environ:
-            from ..chaos.hook import Hook
-
-            self._chaos = Hook.from_env(dp.rank)
 
     def run(self) -> bool:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
@@ -208,8 +203,8 @@ class Training:
             batches = self.loader.next()
         samples = first, self.loader.position
         with CLOCK.stage("compute"):
-            if self._chaos:
-                self._chaos.before_step(self.engine.steps_done + 1, self.engine.model)
+            if self._before_step:
+                self._before_step(self.engine.steps_done + 1, self.engine.model)
             metrics = self.engine.step(batches, self._hooks)
         step, seconds = self.engine.steps_done, time.perf_counter() - started
         self._judge(step, metrics, samples)
@@ -364,19 +359,6 @@ class Training:
             torch.manual_seed(random_seed(self.config.seed, rank, source.step))
         if cuda and f"rng/{rank}/cuda" in source.tensors:
             torch.cuda.set_rng_state(source.read(f"rng/{rank}/cuda"), self.device)
-
-
-def sized(model: ModelConfig, tokens: int) -> ModelConfig:
-    """The model with its vocabulary set for a tokenizer of `tokens`."""
-    if model.vocab_size == 0:
-        padded = -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        return model.model_copy(update={"vocab_size": padded})
-    if model.vocab_size < tokens:
-        raise UserError(
-            f"model.vocab_size: {model.vocab_size} is below the tokenizer's {tokens} tokens; "
-            "raise it, or set 0 to fit"
-        )
-    return model
 
 
 def balance(load: torch.Tensor) -> float:

@@ -20,6 +20,8 @@ from moelstrom import __version__
 from moelstrom.cluster import supervisor
 from moelstrom.cluster.spec import Outcome
 from moelstrom.launch import cli
+from moelstrom.launch.commands import train as command
+from moelstrom.launch.commands.data import prepare
 from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import VALID_FRACTION
@@ -310,7 +312,7 @@ def test_an_interrupt_is_no_failure(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train_here", interrupted)
+    monkeypatch.setattr(command, "_train_here", interrupted)
     code, _, err = run("train", "tiny", sets=[f"data.path={dataset}", *HERE])
     assert code == 130 and err == "interrupted; the last complete checkpoint stays\n"
 
@@ -368,7 +370,7 @@ def test_prepare_takes_no_other_tokenizers_dataset_for_its_own(run: Any, dataset
 
 
 def test_the_default_share_is_the_data_layers() -> None:
-    default = inspect.signature(cli.prepare_data).parameters["valid_fraction"].default
+    default = inspect.signature(prepare).parameters["valid_fraction"].default
     assert default == VALID_FRACTION
 
 
