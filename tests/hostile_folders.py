@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ def _add_pickles() -> None:
             ("universal", "zero/model.norm.weight/fp32.pt"),
             ("megatron", "common.pt"),
         ):
-            _case(name, kind, "refused|holds no|not as")(
-                lambda f, raw=raw, file=file: (f / file).write_bytes(raw.archive())
-            )
-        _case(name, "dcp", "refused|not as")(
-            lambda f, raw=raw: (f / ".metadata").write_bytes(raw.text)
-        )
+            _case(name, kind, "refused|holds no|not as")(partial(_put, file, raw.archive()))
+        _case(name, "dcp", "refused|not as")(partial(_put, ".metadata", raw.text))
+
+
+def _put(file: str, text: bytes, folder: Path) -> None:
+    (folder / file).write_bytes(text)
 
 
 PLACES = {
@@ -101,17 +102,13 @@ PLACES = {
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
-        "model-00001-of-00005.safetensors",
+        "model-00001-of-00004.safetensors",
     ),
 }
 """Files that a reader opens."""
 
 
 def _add_pipes() -> None:
-    def replace(folder: Path, file: str, make: Callable[[Path], Any]) -> None:
-        (folder / file).unlink()
-        make(folder / file)
-
     makers: dict[str, Callable[[Path], Any]] = {
         "a pipe": os.mkfifo,
         "a folder": Path.mkdir,
@@ -120,9 +117,12 @@ def _add_pipes() -> None:
     for kind, files in PLACES.items():
         for file in files:
             for what, make in makers.items():
-                _case(f"{what} as {file}", kind, "not a plain file")(
-                    lambda f, file=file, make=make: replace(f, file, make)
-                )
+                _case(f"{what} as {file}", kind, "not a plain file")(partial(_replace, file, make))
+
+
+def _replace(file: str, make: Callable[[Path], Any], folder: Path) -> None:
+    (folder / file).unlink(missing_ok=True)
+    make(folder / file)
 
 
 _add_pickles()

@@ -104,10 +104,10 @@ def _tokenizer(chosen: str | None, source: "Source") -> tuple[int | None, dict[s
     """
     from ...moe.checkpoint.huggingface.kept import KEPT, tokenizer_files
 
-    imported = (source.meta.get(KEPT) or {}).get("folder")
+    kept = source.meta.get(KEPT)
     name = chosen or source.meta.get("config", {}).get("data", {}).get("tokenizer")
-    if imported and (name is None or Path(name).resolve().parent == Path(imported)):
-        return None, tokenizer_files(Path(imported))
+    if kept and (name is None or Path(name).resolve().parent == Path(kept["folder"])):
+        return None, tokenizer_files(kept)
     return _other_tokenizer(name) if name else (None, {})
 
 

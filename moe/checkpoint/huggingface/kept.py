@@ -37,11 +37,13 @@ SAID = (POSITIONS, *TOKENS)
 
 
 def read_kept(folder: Path) -> dict[str, Any]:
-    """{"folder", "config"} and, if there is one, "generation_config" of a Hugging Face folder.
+    """{"folder", "config", "tokenizer"} of a Hugging Face folder, the last the names of its
+    tokenizer's files, and, if there is one, "generation_config".
 
     Raises UserError for a file that is no JSON object.
     """
-    kept = {"folder": str(folder.resolve()), "config": read_json(folder / CONFIG)}
+    kept: dict[str, Any] = {"folder": str(folder.resolve()), "config": read_json(folder / CONFIG)}
+    kept["tokenizer"] = [name for name in TOKENIZER if (folder / name).exists()]
     if (folder / GENERATION).exists():
         kept["generation_config"] = read_json(folder / GENERATION)
     return kept
@@ -70,16 +72,16 @@ def generation_config(kept: Mapping[str, Any], eos: int | None) -> dict[str, Any
     return kept.get("generation_config")
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's files in a Hugging Face folder, by name. Raises UserError."""
+def tokenizer_files(kept: Mapping[str, Any]) -> dict[str, bytes]:
+    """The tokenizer's files, by name, from where they were imported. Raises UserError."""
     found = {}
-    for name in TOKENIZER:
-        if (folder / name).exists():
-            try:
-                found[name] = read_plain(folder / name, MAX_TOKENIZER, links=True)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{folder / name}: cannot be read ({shown(error)}): name another with "
-                    "--tokenizer"
-                ) from None
+    for name in kept["tokenizer"]:
+        file = Path(kept["folder"]) / name
+        try:
+            found[name] = read_plain(file, MAX_TOKENIZER, links=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{file}: it was imported, but cannot be read now ({shown(error)}): put it back, "
+                "or name another with --tokenizer"
+            ) from None
     return found
