@@ -20,12 +20,13 @@ from .chaos.control import VARIABLE
 from .config import RESOLVED, RunConfig, dump, load
 from .train.elastic import layout_for
 from .train.hardware import make_deterministic, rank_device
-from .train.health import RollBackError
 from .train.log import Listener
 from .train.loop import BeforeStep, Training
 from .train.preempt import Preemption
 from .train.process_group import process_group
 from .train.progress import Display
+from .train.records import to_json
+from .train.rollback import RollBackError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _failed(events: EventWriter, error: Exception, code: int) -> int:
 def _listener(config: RunConfig, events: EventWriter) -> Iterator[Listener]:
     """The supervisor, which shows the run; without one (torchrun, Slurm) rank 0 shows it here."""
     if events.connected or os.environ.get("RANK", "0") != "0":
-        yield lambda record: events.emit(**record)
+        yield lambda record: events.emit(**to_json(record))
         return
     with Display(Console(), config.steps, config.log_interval) as display:
         yield display
@@ -80,7 +81,7 @@ def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> bo
     placed = layout_for(config, world) if resized else config
     with Preemption() as preemption, process_group(device, orderly=(RollBackError,)):
         training = Training(placed, device, listeners, events, preemption, _faults_on_purpose())
-        if training.log:
+        if training.channel.log:
             _publish(config)
         return training.run()
 

@@ -86,8 +86,8 @@ def _train(run: "RunConfig", console: "Console") -> bool:
 def _train_here(run: "RunConfig", console: "Console") -> bool:
     """Train as the one rank, in this process."""
     from ...cluster.events import EventWriter
-    from ..train.health import RollBackError
     from ..train.progress import Display
+    from ..train.rollback import RollBackError
     from ..worker import run as run_worker
 
     with Display(console, run.steps, run.log_interval) as display:

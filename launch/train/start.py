@@ -56,7 +56,7 @@ def train_under_ray(
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:
-            display(event)
+            display.on_event(event)
             if watch:
                 watch(rank, event)
 

@@ -27,6 +27,7 @@ from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.train.log import RunLog
+from moelstrom.launch.train.records import RunRecord
 
 BENCH = {"--config", "--set", "--nproc", "--address", "--launcher", "--out", "--baseline"}
 BENCH |= {"--threshold"}
@@ -269,7 +270,7 @@ def test_the_outcome_of_the_workers_decides(
         assert config.env == {"A": "b"}
         # As the workers do once they have resumed.
         shutil.copy(spec.command[-1], Path("runs/tiny") / RESOLVED)
-        RunLog(Path("runs/tiny"), [])({"kind": "run", "step": 0, "steps": 240})
+        RunLog(Path("runs/tiny"), [])(RunRecord(step=0, steps=240))
         return Outcome(outcome, 0, "what happened", ())
 
     monkeypatch.setattr(supervisor, "run_group", run_group)
@@ -299,7 +300,7 @@ def test_report_of_a_folder(run: Any, tmp_path: Path) -> None:
     assert refused(run("report", "none")).startswith("none: no run has written metrics.jsonl here")
     assert refused(run("report", "file")).startswith("file: Not a directory; give a folder")
     log = RunLog(tmp_path / "r", [])
-    log({"kind": "run", "step": 4, "steps": 4})
+    log(RunRecord(step=4, steps=4))
     log.close()
     code, out, _ = run("report", "r")
     assert code == 0 and json.loads(out)["starts_at_steps"] == [4]
