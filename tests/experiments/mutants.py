@@ -109,6 +109,7 @@ def _left_out(node: ast.AST) -> bool:
         marks = [ast.unparse(d) for d in node.decorator_list]
         bases = [ast.unparse(b) for b in getattr(node, "bases", [])]
         kernel = any("triton.jit" in m or "overload" in m for m in marks)
+        kernel |= isinstance(node, ast.FunctionDef) and "torch.cuda.Event" in ast.unparse(node)
         return kernel or "Protocol" in bases or node.name in ("__repr__", "__str__")
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
