@@ -40,9 +40,9 @@ SUBREAPER, DEATH_SIGNAL = 36, 1
 class Job:
     """Judges mutants one after another in its own copy of the tree."""
 
-    def __init__(self, base: Path, budget_s: float, slow: bool) -> None:
+    def __init__(self, base: Path, budget_s: float, deep: bool) -> None:
         self._copy, self._scratch = base / "moelstrom", base / "scratch"
-        self._budget_s, self._slow = budget_s, slow
+        self._budget_s, self._deep = budget_s, deep
         self._known: dict[str, float] = {}
         self._broken: list[str] = []
         copy_tree(self._copy)
@@ -102,14 +102,14 @@ class Job:
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         budget_s = self._budget_s if budget_s is None else budget_s
-        order = Order(self._known, [*self._broken, *skip], budget_s, self._scratch)
+        order = Order(self._known, [*self._broken, *skip], budget_s, self._deep, self._scratch)
         child = os.fork()
         if child == 0:
             ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             with contextlib.suppress(BaseException):
-                run_tests(self._copy, tests, order, self._slow)
+                run_tests(self._copy, tests, order)
             os._exit(1)
         _wait(child, time.monotonic() + LIMIT_S + LIMIT_FACTOR * budget_s)
         end_children()

@@ -16,7 +16,7 @@ from hypothesis import Phase, settings
 
 PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
 """All that our tests need: others that are installed would only cost time."""
-STARTS = ("run_ranks", "run_worker", "run_here", "subprocess", "Popen", "CliRunner", "ray")
+STARTS = ("run_ranks", "run_worker", "run_here", "subprocess", "Popen", "ray")
 LONG_S = 4.0
 FAR = 100
 
@@ -88,6 +88,7 @@ class Order:
     known: dict[str, float]
     skip: list[str]
     budget_s: float
+    long: bool
     scratch: Path
     passed: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
@@ -105,9 +106,12 @@ class Order:
         )
         kept, spent = [], 0.0
         for item in items:
-            if item.nodeid not in self.skip and spent + cost[item.nodeid] <= self.budget_s:
+            seconds = cost[item.nodeid]
+            if item.nodeid in self.skip or (seconds >= LONG_S and not self.long):
+                continue
+            if spent + seconds <= self.budget_s:
                 kept.append(item)
-                spent += cost[item.nodeid]
+                spent += seconds
         items[:] = kept
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -131,7 +135,7 @@ def _guess(item: pytest.Item) -> float:
     return LONG_S if any(word in source for word in STARTS) else 0.3
 
 
-def run_tests(copy: Path, files: list[str], order: Order, slow: bool) -> None:
+def run_tests(copy: Path, files: list[str], order: Order) -> None:
     """In a process of its own; leaves `answer` in the order's scratch folder."""
     scratch = order.scratch
     log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -146,7 +150,7 @@ def run_tests(copy: Path, files: list[str], order: Order, slow: bool) -> None:
     settings.load_profile("mutants")
     options = ["-x", "-q", "--timeout=200", "--hypothesis-seed=0", f"--basetemp={scratch}/pytest"]
     options += ["-p", "no:cacheprovider", *(f"-p{name}" for name in PLUGINS)]
-    options += [] if slow else ["-m", "not slow"]
+    options += [] if order.long else ["-m", "not slow"]
     code = pytest.main([*options, *files], plugins=[order])
     answer = {"code": int(code), "failed": order.failed, "passed": order.passed}
     (scratch / "answer").write_text(json.dumps(answer))

@@ -5,8 +5,8 @@
 
 Every folder's mutants (see mutants.py) are put in an order that `--seed` draws, and the first
 `--count` of them run against the tests that mirror the folder: the file of the module's own name
-first, then the nearest in the tree and by imports, short tests before long ones, within `--budget`
-seconds of tests. `--deep` gives those that survived slow tests too (with a larger `--budget`).
+first, then the nearest in the tree and by imports, within `--budget` seconds. Tests that start
+processes are for `--deep`: it gives them to the mutants that survived (with a larger `--budget`).
 Results are appended to `--out` line by line; what is there for the same source is not run again, so
 a killed run goes on.
 
@@ -132,8 +132,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=80, help="mutants of each folder")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for each")
-    parser.add_argument("--deep", action="store_true", help="slow tests too, for survivors")
+    parser.add_argument(
+        "--budget", type=float, default=20.0, help="seconds of tests for each mutant"
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="long and slow tests too, for survivors"
+    )
     parser.add_argument("--table", action="store_true", help="only print what is known")
     args = parser.parse_args()
     if not args.table:
