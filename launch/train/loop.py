@@ -13,14 +13,13 @@ import torch.distributed as dist
 
 from ... import UserError
 from ...cluster.events import EventWriter, Stage
-from ...moe.build import build_model
 from ...moe.checkpoint.folder import move_aside, step_folder
 from ...moe.checkpoint.replica.keeper import Keeper
 from ...moe.checkpoint.saver import Saver
 from ...moe.config import ModelConfig
 from ...moe.engines import make_engine
 from ...moe.engines.base import StepHooks, StepMetrics
-from ...moe.grid import Groups
+from ...moe.grid import Grid
 from ...moe.sizing.counts import count_parameters, flops_per_token
 from ...moe.stages import CLOCK
 from ...moe.state.shard import Shard
@@ -65,23 +64,22 @@ class Training:
 
     def _build(self, listeners: list[Listener]) -> None:
         config = self.config
-        self.groups = Groups(config.layout)
-        dp = self.groups.dp
-        self.log = RunLog(config.folder, listeners) if dp.rank == 0 else None
+        self.grid = Grid(config.layout)
+        dp, world = self.grid.dp, self.grid.world
+        self.log = RunLog(config.folder, listeners) if self.grid.writer else None
         self.loader = Loader(config.data, seed=config.seed, dp_rank=dp.rank, dp_size=dp.size)
         self.model_config = sized(config.model, self.loader.vocab_size)
         torch.manual_seed(config.seed)
-        self.engine = make_engine(config.engine_options, self.groups)
+        self.engine = make_engine(config.engine_options, self.grid)
         self.engine.setup(self.device)
-        recompute = config.engine.recompute
-        self.engine.build(build_model(self.model_config, self.groups, config.seed, recompute))
+        self.engine.build(self.model_config, config.seed)
         self.keeper = (
-            Keeper(config.folder, dp.rank, dp.size, self._note)
+            Keeper(config.folder, world.rank, world.size, self._note)
             if config.checkpoint.replicas
             else None
         )
         self.saver = Saver(
-            config.placed_checkpoint, dp.rank, dp.size, self._record, keeper=self.keeper
+            config.placed_checkpoint, world.rank, world.size, self._record, keeper=self.keeper
         )
         self.saver.attach(self.engine)
         self.health = Health(config.health)
@@ -97,7 +95,7 @@ class Training:
         if "MOELSTROM_CHAOS" in os.environ:
             from ..chaos.hook import Hook
 
-            self._chaos = Hook.from_env(dp.rank)
+            self._chaos = Hook.from_env(world.rank)
 
     def run(self) -> bool:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
@@ -190,7 +188,7 @@ class Training:
             "kind": "run",
             "step": self.engine.steps_done,
             "steps": config.steps,
-            "ranks": self.groups.dp.size,
+            "ranks": self.grid.world.size,
             "engine": config.engine.model_dump(),
             "layout": config.layout.model_dump(),
             "parameters": asdict(count_parameters(self.model_config)),
@@ -293,13 +291,14 @@ class Training:
         peak = peak_flops(self.device)
         if peak:
             flops = flops_per_token(self.model_config, data.seq_len) * tokens
-            record["mfu"] = flops / seconds / (peak * self.groups.dp.size)
+            record["mfu"] = flops / seconds / (peak * self.grid.world.size)
         return record
 
-    def _record_routing(self, step: int, load: torch.Tensor) -> None:
+    def _record_routing(self, step: int, loads: list[torch.Tensor]) -> None:
         """Each expert's tokens, from which `moelstrom bench` makes its all-to-all-v loads."""
-        if load.numel() and _due(self.config.log_interval, step):
-            self._record({"kind": "router", "step": step, "expert_load": load.tolist()})
+        if loads and _due(self.config.log_interval, step):
+            found = [load.tolist() for load in loads]
+            self._record({"kind": "router", "step": step, "expert_load": found})
 
     def _evaluate(self) -> None:
         losses = {}
@@ -328,7 +327,7 @@ class Training:
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         return [
-            Shard(f"rng/{self.groups.dp.rank}/{name}", (state.numel(),), 0, state)
+            Shard(f"rng/{self.grid.world.rank}/{name}", (state.numel(),), 0, state)
             for name, state in states.items()
         ]
 
@@ -354,7 +353,7 @@ class Training:
         self._record({"kind": "resume", "step": source.step, "folder": str(source.folder)})
 
     def _load_random(self, source: Source) -> None:
-        rank, cuda = self.groups.dp.rank, self.device.type == "cuda"
+        rank, cuda = self.grid.world.rank, self.device.type == "cuda"
         if f"rng/{rank}/cpu" in source.tensors:
             torch.set_rng_state(source.read(f"rng/{rank}/cpu"))
         else:
@@ -376,13 +375,11 @@ def sized(model: ModelConfig, tokens: int) -> ModelConfig:
     return model
 
 
-def balance(load: torch.Tensor) -> float:
-    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `load`
-    [layers, E]; 1 where there are no experts."""
-    if load.numel() == 0:
-        return 1.0
-    share = load.double() / load.double().mean(dim=1, keepdim=True).clamp_min(1e-9)
-    return share.max().item()
+def balance(loads: list[torch.Tensor]) -> float:
+    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `loads`: of
+    each layer [E]; 1 where there are no experts."""
+    shares = [load.double() / load.double().mean().clamp_min(1e-9) for load in loads]
+    return max((share.max().item() for share in shares), default=1.0)
 
 
 def _due(interval: int, step: int) -> bool:

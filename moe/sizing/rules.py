@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .curves import Curves
-from .products import expert_layer, products
 from .shapes import TILE, without_tables
+from .work import expert_layers, products
 
 if TYPE_CHECKING:
     from .adviser import Proposal, Question
@@ -54,8 +54,7 @@ def gemm_size(view: View) -> Finding:
     p = view.proposal
     tokens = p.micro_batch * view.question.training.seq_len
     work = [(q.name, q.flops, q.count) for q in products(p.model, tokens)]
-    layer = expert_layer(p.model, tokens, p.layout.ep)
-    if layer:
+    for layer in expert_layers(p.model, tokens, p.layout.ep):
         work += [
             ("experts gate_up", layer.flops * 2 / 3, layer.count),
             ("experts down", layer.flops / 3, layer.count),
