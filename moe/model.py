@@ -83,10 +83,20 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Loss of one micro-batch; collective over the expert-parallel group."""
-        flow = Flow(batch.documents)
+        states, aux, loads = self.states(batch.tokens, batch.documents)
+        targets = batch.targets.flatten()
+        loss = linear_cross_entropy(states.flatten(0, 1), self.projection, targets, IGNORE)
+        return ModelOutput(loss, aux, loads)
+
+    def states(
+        self, tokens: torch.Tensor, documents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What the output projection takes [B, S, D] for `tokens` [B, S] of `documents` [B, S],
+        with `aux_sum` and `loads` as in ModelOutput."""
+        flow = Flow(documents)
         for block in self._blocks():
             block.prepare(flow)
-        x = F.embedding(batch.tokens, self.embedding)
+        x = F.embedding(tokens, self.embedding)
         carry: Carry = {}
         aux = torch.zeros((), device=x.device)
         loads = []
@@ -95,10 +105,12 @@ class Model(nn.Module):
             x, carry, aux = out.x, out.carry, aux + out.aux
             if out.loads is not None:
                 loads.append(out.loads)
-        head = self.embedding if self.head is None else self.head
-        states = self.norm(x).flatten(0, 1)
-        loss = linear_cross_entropy(states, head, batch.targets.flatten(), IGNORE)
-        return ModelOutput(loss, aux, tuple(loads))
+        return self.norm(x), aux, tuple(loads)
+
+    @property
+    def projection(self) -> torch.Tensor:
+        """The output projection [V, D]."""
+        return self.embedding if self.head is None else self.head
 
     def _blocks(self) -> list[Block]:
         return list(self.layers)  # type: ignore[arg-type]

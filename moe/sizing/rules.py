@@ -2,35 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .curves import Curves
+from .proposal import Finding, Proposal, Question
 from .shapes import TILE, without_tables
 from .work import expert_layers, products
 
-if TYPE_CHECKING:
-    from .adviser import Proposal, Question
-
 AMD = "arXiv 2511.17127"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`rule` and its `source`, whether the proposal keeps it, and `text` with the figures."""
-
-    rule: str
-    source: str
-    kept: bool
-    text: str
 
 
 @dataclass(frozen=True)
 class View:
     """What a rule looks at: a proposal among its `rivals` (itself included)."""
 
-    proposal: "Proposal"
-    rivals: Sequence["Proposal"]
-    question: "Question"
+    proposal: Proposal
+    rivals: Sequence[Proposal]
+    question: Question
     curves: Curves
 
 

@@ -62,6 +62,26 @@ def needs(
     return found + [slab for saved_by, slab in layout.random_state() if saved_by == rank]
 
 
+def share(
+    held: list[LocalParameter], members: int, target: Target, optimizer: OptimizerConfig
+) -> list[list[Run]]:
+    """The runs whose master weights and optimizer state each of `members` ranks keeps, by rank.
+
+    `held` are the dense parameters that these ranks hold, or their experts, in the order of the
+    model. Without ZeRO every rank keeps all.
+    """
+    here = [p.local for p in held]
+    if target.zero == 0 or members == 1:
+        return [[Run(i, 0, p.numel) for i, p in enumerate(here)]] * members
+    shares: list[list[Run]] = [[] for _ in range(members)]
+    owned = ENGINES[target.engine].share(
+        here, members, target.zero, target.bucket_mb << 20, optimizer
+    )
+    for owner, run in owned:
+        shares[owner].append(run)
+    return shares
+
+
 @dataclass(frozen=True)
 class Team:
     """Ranks that hold the same parameters before ZeRO shares them."""
@@ -110,17 +130,8 @@ class Layout:
         return [self.target.rank(Place(stage, tensor, r)) for r in replicas]
 
     def share(self, team: Team) -> list[list[Run]]:
-        """The runs that each rank of the team keeps; without ZeRO each keeps all."""
-        held, members = [p.local for p in team.held], len(team.ranks)
-        if self.target.zero == 0 or members == 1:
-            return [[Run(i, 0, p.numel) for i, p in enumerate(held)]] * members
-        engine, bucket_bytes = ENGINES[self.target.engine], self.target.bucket_mb << 20
-        shares: list[list[Run]] = [[] for _ in range(members)]
-        for owner, run in engine.share(
-            held, members, self.target.zero, bucket_bytes, self.optimizer
-        ):
-            shares[owner].append(run)
-        return shares
+        """The runs that each rank of the team keeps."""
+        return share(team.held, len(team.ranks), self.target, self.optimizer)
 
     def slabs(self, team: Team, runs: Iterable[Run]) -> Iterator[Slab]:
         """Each run's master weights, then its optimizer state where `tensors` has it."""
