@@ -215,7 +215,7 @@ def _check_engine(config: RunConfig) -> None:
     name = config.engine.name
     if name not in trainers():
         raise UserError(
-            f"engine.name: {name!r} trains nothing here; give one of {', '.join(trainers())}"
+            f"engine.name: {name!r} trains nothing here; give {' or '.join(map(repr, trainers()))}"
         )
     layout = config.layout
     for problem in ENGINES[name].problems(layout, layout.zero, config.optimizer, config.engine):

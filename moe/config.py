@@ -101,7 +101,7 @@ def _kinds(entry: str) -> Kinds:
     mixer, _, ffn = entry.partition("/")
     if mixer not in MIXERS or ffn not in FFNS:
         raise ValueError(
-            f"pattern: {entry!r} does not fit; write `mixer/ffn` with mixer one of "
+            f"pattern {entry!r} does not fit; write `mixer/ffn` with mixer one of "
             f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
         )
     return Kinds(BLOCKS["pre_norm"].Config(), MIXERS[mixer].Config(), FFNS[ffn].Config())

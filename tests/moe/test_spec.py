@@ -37,14 +37,15 @@ def test_parts_are_slices_and_writers_hold_all_once(
     drawn: tuple[Cut, tuple[int, ...], int],
 ) -> None:
     cut, shape, size = drawn
+    axis = cut.axis or 0
     array = np.arange(np.prod(shape)).reshape(shape)
     groups = max(1, size // (size // cut.units)) if cut.copies and size > cut.units else size
     written = []
     for rank in range(size):
-        blocks = np.split(array, cut.blocks, axis=cut.axis)
-        mine = [np.split(b, groups, axis=cut.axis)[rank * groups // size] for b in blocks]
+        blocks = np.split(array, cut.blocks, axis=axis)
+        mine = [np.split(b, groups, axis=axis)[rank * groups // size] for b in blocks]
         found = held(cut, array, size, rank)
-        assert np.array_equal(found, np.concatenate(mine, axis=cut.axis))
+        assert np.array_equal(found, np.concatenate(mine, axis=axis))
         written += found.reshape(-1).tolist() if cut.part(shape, size, rank).writes else []
     assert sorted(written) == list(range(array.size))
 

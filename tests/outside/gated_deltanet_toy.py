@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from moelstrom.moe.layers.base import Carry, Dims, Flow, Layer, LayerConfig, Output
@@ -33,6 +34,13 @@ class GatedDeltaNetToy(Layer):
     """`S = a S (I - b k k^T) + b v k^T`, `o = S q`, with a short convolution and a gated norm."""
 
     Config = ToyConfig
+    qkv: nn.Parameter
+    conv: nn.Parameter
+    gates: nn.Parameter
+    rate: nn.Parameter
+    bias: nn.Parameter
+    norm: nn.Parameter
+    o: nn.Parameter
 
     @classmethod
     def specs(cls, config: ToyConfig, dims: Dims) -> Specs:
