@@ -24,7 +24,7 @@ from .section import Fraction, NonNegative, Positive, Section
 class LayerSection(Section):
     """`repeat` equal layers, each of a block, a mixer and a feed-forward layer."""
 
-    repeat: Positive = 1
+    repeat: Annotated[int, Field(ge=1, le=2**14)] = 1
     block: Annotated[SerializeAsAny[LayerConfig], choice(BLOCKS)] = Field(
         default="pre_norm", validate_default=True
     )
@@ -75,8 +75,7 @@ class ModelConfig(Section):
             self._complete()
         else:
             for entry in self.pattern:
-                _kinds(entry)
-            layer_kinds(self)
+                self._filled(_kinds(entry))
         return self
 
     def _complete(self) -> None:
