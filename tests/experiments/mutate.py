@@ -120,8 +120,8 @@ def diff(row: dict[str, Any]) -> str:
     """The lines that a mutant changes."""
     mutant = Mutant(**{name: row[name] for name in Mutant.__dataclass_fields__})
     good = (ROOT / mutant.path).read_bytes()
-    texts = [text.decode().splitlines() for text in (good, mutant.apply(good))]
-    return "\n".join(list(difflib.unified_diff(*texts, lineterm="", n=0))[3:])
+    before, after = (text.decode().splitlines() for text in (good, mutant.apply(good)))
+    return "\n".join(list(difflib.unified_diff(before, after, lineterm="", n=0))[3:])
 
 
 def main() -> None:
