@@ -90,14 +90,15 @@ class Skip:
 
 @dataclass(frozen=True)
 class Host:
-    """A node: its name, the ranks on it, its device and how many it has; bytes of memory of each
-    device (0: not known)."""
+    """A node: its name, the ranks on it, its device and how many it has; bytes of memory and of the
+    last-level cache of each device (0: not known)."""
 
     name: str
     ranks: list[int]
     device: str
     devices: int
     memory: int = 0
+    cache: int = 0
 
 
 @dataclass

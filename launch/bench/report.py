@@ -10,7 +10,7 @@ from rich.console import Console
 from ... import UserError
 from ...collectives_bench.analyse import analyse
 from ...collectives_bench.compare import THRESHOLD, Comparison, compare
-from ...collectives_bench.hardware.summary import summarise
+from ...collectives_bench.hardware.summary import caches, summarise
 from ...collectives_bench.report import csv, html, plots, tables
 from ...collectives_bench.schema import Report
 from .config import COMPLETE, REPORT
@@ -65,7 +65,7 @@ def analyse_into(report: Report, baseline: Report | None, threshold: float) -> C
     if report.kind == "collectives":
         report.analysis = analyse(report)
     else:
-        report.analysis = {"hardware": summarise(report.hardware)}
+        report.analysis = {"hardware": summarise(report.hardware, caches(report))}
     if baseline is None or report.ended != COMPLETE:
         return None
     compared = compare(baseline, report, threshold)
