@@ -8,11 +8,11 @@ from ...collectives_bench.report.grid import Grid
 from ...collectives_bench.report.tables import number, time
 from ...collectives_bench.schema import Report
 from ...moe.sizing.communication import Traffic
+from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.config import microbatches
 from ..data.tokenizer import load_tokenizer
 from ..size.network import measured
-from ..train.loop import sized
 
 LARGEST = 10_000
 

@@ -17,7 +17,7 @@ from ...kernels.roofline import LABEL, Estimate, estimate
 from ...kernels.targets import TARGETS, find
 from .. import terminal
 
-app = typer.Typer(help="The Triton kernels.", no_args_is_help=True)
+app = typer.Typer(help="The Triton kernels.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
