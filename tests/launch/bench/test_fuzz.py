@@ -22,7 +22,7 @@ from moelstrom.collectives_bench.compare import compare
 from moelstrom.collectives_bench.loads import counts, read_load, shares
 from moelstrom.collectives_bench.report import csv, tables
 from moelstrom.collectives_bench.schema import Report, read
-from moelstrom.launch.bench.predict import default_counts, predict, table
+from moelstrom.launch.bench.predict import default_counts, gaps, predict, table
 from moelstrom.launch.bench.report import analyse_into, draw
 from moelstrom.launch.config import load
 from moelstrom.launch.size import curves, network
@@ -70,7 +70,9 @@ def pictured(report: Report, path: Path) -> None:
 
 def predicted(report: Report, path: Path) -> None:
     points = predict(report, RUN, 8, default_counts(8, RUN.layout.ep)[:3])
-    assert all(math.isfinite(p.total_s) and p.total_s >= 0 for p in points)
+    seconds = [s for point in points for s in point.known.parts.values() if s is not None]
+    assert all(math.isfinite(s) and s >= 0 for s in seconds)
+    assert gaps(points) or len(seconds) == 3 * len(points)
     table(points, 1.0).to_rich()
 
 
