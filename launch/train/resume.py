@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ... import UserError
 from ...moe.checkpoint.folder import step_folder
 from ...moe.checkpoint.foreign import open_source
+from ...moe.checkpoint.huggingface.kept import KEPT
 from ...moe.checkpoint.reader import Reader, choose, latest
 from ...moe.checkpoint.replica.keeper import Keeper
 from ...moe.config import CheckpointConfig, ModelConfig
@@ -23,7 +24,12 @@ class Weights:
     def __init__(self, source: Source) -> None:
         self.folder, self.tensors, self.read = source.folder, source.tensors, source.read
         self.step = 0
-        self.meta = {"model": source.meta.get("model")}
+        self.meta = {"model": source.meta.get("model"), **handed_on(source.meta)}
+
+
+def handed_on(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a run's own checkpoints take over from the one that it started from."""
+    return {KEPT: meta[KEPT]} if KEPT in meta else {}
 
 
 def find_start(

@@ -16,6 +16,7 @@ from ... import UserError
 from ..state.source import TensorInfo
 from . import folder as disk
 from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, parse
+from .plainfile import read_plain
 from .shardfile import HASH_BYTES, ShardFile
 from .strides import below, scatter, word_type, words
 
@@ -336,8 +337,7 @@ def _load_manifest(folder: Path) -> tuple[str, Manifest]:
 
 def _read(file: Path, fix: str) -> bytes:
     try:
-        disk.regular_size(file)
-        return file.read_bytes()
+        return read_plain(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({_reason(error)}): {fix}") from None
 

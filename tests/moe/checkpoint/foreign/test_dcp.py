@@ -158,7 +158,7 @@ def test_metadata_that_runs_code_is_refused(copied: Path) -> None:
 
 def test_item_that_runs_code_is_refused(copied: Path, tmp_path: Path) -> None:
     file = copied / "__0_0.distcp"
-    torch.save(Runs(copied / "ran"), tmp_path / "hostile")
+    torch.save((Runs(copied / "ran"), torch.zeros(4096)), tmp_path / "hostile")
     hostile = (tmp_path / "hostile").read_bytes()
     metadata = pickle.loads((copied / ".metadata").read_bytes())
     for info in metadata.storage_data.values():
