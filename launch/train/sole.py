@@ -1,5 +1,6 @@
 """One command to a run's folder."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ def sole(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
 
     Raises UserError that names who holds it, after `patience_s`.
     """
-    fresh = not folder.exists()
+    fresh = not os.path.lexists(folder)
     lease = take(folder, "run", "output", patience_s)
     try:
         yield
