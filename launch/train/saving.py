@@ -30,7 +30,7 @@ class SavedState:
         """Collective."""
         self._config, self._parts, self._health = config, parts, health
         self._channel, self._device = channel, device
-        rank, size = parts.groups.dp.rank, parts.groups.dp.size
+        rank, size = parts.grid.world.rank, parts.grid.world.size
         self._rank = rank
         self._keeper = (
             Keeper(config.folder, rank, size, channel.note) if config.checkpoint.replicas else None
