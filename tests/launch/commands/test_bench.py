@@ -279,7 +279,8 @@ def test_predict_after_a_sweep_of_one_host(bench: Any, tmp_path: Path) -> None:
     code, _, err = bench("predict", tmp_path / "one.json", "moe-300m", "--ranks", 16)
     assert code == 2 and err.startswith(f"error: {wanted}")
     # Experts whose exchange stays on the host: their part is known at any count.
-    run = load("moe-300m", ["layout.ep=8", "layout.dp=8"])
+    sizes = ["layout.ep=8", "layout.dp=8", "data.global_batch_size=256"]
+    run = load("moe-300m", sizes)
     eight, sixteen = (p.as_json() for p in predict(report, run, 8, [8, 16]))
     assert sixteen["tokens"] == pytest.approx(eight["tokens"]) and eight["tokens"] > 0
     assert sixteen["gradients"] is sixteen["total_s"] is None and eight["total_s"] > 0
