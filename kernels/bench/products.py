@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..grouped_mlp.launch import Layer
+from ..grouped_mlp.launch import GroupedLayer
 from . import cases
 from .accuracy import Check, compare, normal
 
@@ -83,7 +83,7 @@ def launch(
 
     A weight gradient writes every call to the same tensor, or adds to fp32 `sums`.
     """
-    layer = Layer(t.x, t.gate_up, t.offsets, (), {operator: config})
+    layer = GroupedLayer(t.x, t.gate_up, t.offsets, (), {operator: config})
     if operator in WEIGHTS:
         out = torch.full_like(t.weight(operator), torch.nan) if sums is None else sums
         add = sums is not None

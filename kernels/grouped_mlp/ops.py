@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .launch import Layer
+from .launch import GroupedLayer
 
 
 @torch.library.custom_op("moelstrom::grouped_mlp", mutates_args=())
@@ -29,7 +29,7 @@ def forward(
     if not rows:
         return x.new_empty(x.shape), x.new_empty(0, 2 * width)
     x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
-    layer = Layer(x, gate_up, offsets, (down,))
+    layer = GroupedLayer(x, gate_up, offsets, (down,))
     hidden, act = layer.gate_up(x, gate_up, save)
     return layer.down(act, down), hidden
 
@@ -124,7 +124,7 @@ def _gradients(
 ) -> torch.Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()
-    layer = Layer(x, gate_up, offsets, (dy, down, *sums))
+    layer = GroupedLayer(x, gate_up, offsets, (dy, down, *sums))
     dhidden, act = layer.activation_gradient(dy, down, hidden)
     layer.weight_gradient("down_gradient", dy, act, sums[1], add)
     del act

@@ -8,7 +8,7 @@ from typing import TypeVar
 from ... import UserError
 from ...collectives_bench.hardware.config import MEMORY_SETS
 from ...collectives_bench.hardware.summary import caches, summarise
-from ...collectives_bench.schema import Hardware, Report
+from ...collectives_bench.schema import BenchReport, Hardware
 from ...collectives_bench.sizes import label
 from ...kernels.targets import TARGETS, Target
 from ...moe.sizing.curves import CAPACITY, Curves, Gemm, Grouped
@@ -20,7 +20,7 @@ ALIKE = {"H200": "sm90", "MI325X": "gfx942"}
 """Products of a listed architecture and its links, with another memory."""
 
 
-def measured(report: Report, memory: int | None) -> Curves:
+def measured(report: BenchReport, memory: int | None) -> Curves:
     """Curves by the median over ranks; `memory` overrides a device's bytes.
 
     UserError where the report lacks a benchmark that the adviser needs, or the device's memory.
@@ -78,14 +78,14 @@ def _points(
     return {key: median(rates) for key, rates in found.items()}
 
 
-def device_target(report: Report) -> Target | None:
+def device_target(report: BenchReport) -> Target | None:
     """The target of the report's devices; None for others, such as a CPU."""
     device = report.hosts[0].device if report.hosts else ""
     names = {t.product.split()[0].rstrip(","): name for name, t in TARGETS.items()} | ALIKE
     return next((TARGETS[name] for product, name in names.items() if product in device), None)
 
 
-def _capacity(report: Report, device: str) -> int:
+def _capacity(report: BenchReport, device: str) -> int:
     target = device_target(report)
     known = next((host.memory for host in report.hosts if host.memory), 0)
     found = known or (CAPACITY[target.name] if target else 0)
