@@ -33,11 +33,11 @@ class Operands:
     offsets: torch.Tensor
 
     def sides(self, operator: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both factors of a weight gradient, by rows."""
+        """Both factors of a weight gradient, by rows: [N, 2F] and [N, D], or [N, D] and [N, F]."""
         return (self.dhidden, self.x) if operator == "gate_up_gradient" else (self.dy, self.act)
 
     def weight(self, operator: str) -> torch.Tensor:
-        """The weights that a weight gradient belongs to."""
+        """The weights that a weight gradient belongs to: [E, 2F, D] or [E, D, F]."""
         return self.gate_up if operator == "gate_up_gradient" else self.down
 
 

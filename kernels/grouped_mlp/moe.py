@@ -63,7 +63,9 @@ def backward(
     offsets: torch.Tensor,
     hidden: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weights, gate_up and down, each in its tensor's dtype."""
+    """Gradients of x [T, D], weights [T, k], gate_up [E, 2F, D] and down [E, D, F], each in its
+    tensor's dtype, of dy [T, D]; `hidden` [T * k, 2F] is the forward pass's, `order`, `inverse`
+    [T * k] int64 and `offsets` [E] int32 are `sort_by_expert`'s."""
     gate_up, down = gate_up.contiguous(), down.contiguous()
     gate_up_gradient, down_gradient = torch.empty_like(gate_up), torch.empty_like(down)
     if not order.numel():

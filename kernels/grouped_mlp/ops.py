@@ -57,7 +57,8 @@ def backward(
     offsets: torch.Tensor,
     hidden: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, gate_up and down; those of the weights in the weights' dtype."""
+    """Gradients of x [N, D], gate_up [E, 2F, D] and down [E, D, F], each in its tensor's dtype, of
+    dy [N, D]; `hidden` [N, 2F] is the forward pass's, `offsets` [E] int32."""
     gate_up_gradient, down_gradient = torch.empty_like(gate_up), torch.empty_like(down)
     if not x.shape[0]:
         return x.new_empty(x.shape), gate_up_gradient.zero_(), down_gradient.zero_()
@@ -91,7 +92,12 @@ def accumulate(
     gate_up_sum: torch.Tensor,
     down_sum: torch.Tensor,
 ) -> torch.Tensor:
-    """The gradient of x; those of the weights are added to fp32 sums of the weights' shapes."""
+    """The gradient of x [N, D] in its dtype; those of the weights are added to `gate_up_sum`
+    [E, 2F, D] and `down_sum` [E, D, F], fp32. The other arguments are `backward`'s.
+
+    For an engine that sums micro-batches in fp32 (gradients straight into its buffers): a bf16
+    gradient for each of them, and the pass that would add it, do not exist then.
+    """
     if not x.shape[0]:
         return x.new_empty(x.shape)
     sums = (gate_up_sum, down_sum)

@@ -17,8 +17,8 @@ NAMES = st.sampled_from(sorted(TARGETS))
 
 
 # Data sheets (MI250X: one die): compute units, dies with an L2, dense bf16 TFLOP/s, HBM TB/s, KiB
-# of LDS or shared memory that one program may use, lanes of a warp, KiB of a unit's registers; then L2
-# TB/s, from bytes per clock where the vendor gives them.
+# of LDS or shared memory that one program may use, lanes of a warp, KiB of a unit's registers; then
+# TB/s of L2, from bytes per clock where the vendor gives them.
 SHEETS = {
     "gfx90a": (110, 1, 191.5, 1.6, 64, 64, 512, 7.0),
     "gfx942": (304, 8, 1307.4, 5.3, 64, 64, 512, 34.4),
