@@ -290,6 +290,17 @@ def test_a_deleted_lease_is_won_again_unless_another_process_was_first(tmp_path:
         lease.check()
 
 
+def test_a_folder_made_for_nothing_does_not_remain(tmp_path: Path) -> None:
+    take(tmp_path / "new", "run", "output", 0).release()
+    assert not (tmp_path / "new").exists()
+    used = take(tmp_path / "new", "run", "output", 0)
+    (tmp_path / "new" / "file").touch()
+    used.release()
+    (tmp_path / "old").mkdir()
+    take(tmp_path / "old", "run", "output", 0).release()
+    assert (tmp_path / "new" / "file").exists() and (tmp_path / "old").exists()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"checkpoint\.path: .*file: File exists; give a folder"):
