@@ -48,8 +48,10 @@ COMMANDS = {
     "bench collectives": {*BENCH, "--bucket-into"},
     "bench hardware": {*BENCH, "--model"},
     "bench report": {"source", "--out"},
-    "bench compare": {"old", "new", "--threshold", "--json"},
-    "bench predict": {"source", "training", "--ranks", "--per-node", "--compute-s", "--json"},
+    "bench compare": {"old", "new", "--threshold", "--json", "--out"},
+    "bench predict": {
+        *("source", "training", "--ranks", "--per-node", "--compute-s", "--json", "--out"),
+    },
     "ckpt": set(),
     "ckpt inspect": {"source", "--model", "--json"},
     "ckpt verify": {"source", "--model", "--readers", "--json"},
@@ -63,7 +65,7 @@ COMMANDS = {
     },
     "ckpt import-hf": {"source", "out", "--write", "--json"},
     "kernels": set(),
-    "kernels check": {"--target", "--operator", "--json", "--workers"},
+    "kernels check": {"--target", "--operator", "--json", "--out", "--workers"},
     "kernels bench": {"--quick", "--no-quick", "--out"},
     "kernels tune": {"--operator", "--out", "--write"},
 }

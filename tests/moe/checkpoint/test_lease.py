@@ -228,6 +228,14 @@ def test_one_of_many_wins(tmp_path: Path) -> None:
     assert [entry.name for entry in home.iterdir()] == ["00000039"]
 
 
+def test_a_larger_number_alone_shuts_out(tmp_path: Path) -> None:
+    """Its holder has not yet removed what is older."""
+    lease = take(tmp_path, "run", "output", 0)
+    plant(tmp_path, 2)
+    with pytest.raises(LeaseLostError, match=r"process .* has taken it over"):
+        lease.check()
+
+
 def test_a_number_of_the_past_cannot_be_won(tmp_path: Path) -> None:
     """A process that slept between its look and its claim."""
     sleepy = Lease(tmp_path, "run", "output", Owner.here())
