@@ -1,6 +1,8 @@
 """The documented defaults. A run that names no value trains with them, and so does a resume of an
 older one: to change a default is to change what old configs mean, and it is done here too."""
 
+import importlib
+import inspect
 from typing import Any
 
 import pytest
@@ -137,3 +139,43 @@ def test_defaults(section: str) -> None:
         "hardware": HardwareConfig,
     }[section]()
     check(made.model_dump(mode="json"), DEFAULTS[section], section)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bench collectives": {"threshold": 0.1},
+    "bench hardware": {"threshold": 0.1},
+    "bench compare_reports": {"threshold": 0.1},
+    "bench predict_steps": {"per_node": 8},
+    "chaos chaos": {"seed": 0, "spacing": 40},
+    "ckpt verify": {"readers": 2},
+    "ckpt reshape": {
+        "engine": "native",
+        **dict.fromkeys(("dp", "ep", "tp", "pp", "cp", "zero"), 1),
+        "memory": "1GiB",
+        "readers": 2,
+        "dry_run": False,
+    },
+    "ckpt diff": {"readers": 2},
+    "hf export_hf": {"dtype": "bf16", "max_shard": "5GB"},
+    "data prepare": {"tokenizer": "byte", "valid_fraction": 0.02},
+    "kernels bench": {"quick": False},
+    "kernels tune": {"write": False},
+    "size size": {
+        "gpus": 8,
+        "gpus_per_node": 8,
+        "vocab": 65536,
+        "seq_len": 4096,
+        "batch_tokens": "4M",
+        "context": 4096,
+        "limit": 5,
+    },
+    "train train": {"dry_run": False},
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_defaults_of_commands(command: str) -> None:
+    module, name = command.split()
+    made = getattr(importlib.import_module(f"moelstrom.launch.commands.{module}"), name)
+    parameters = inspect.signature(made).parameters
+    assert {option: parameters[option].default for option in OPTIONS[command]} == OPTIONS[command]
