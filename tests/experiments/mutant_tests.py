@@ -16,7 +16,16 @@ from hypothesis import Phase, settings
 
 PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
 """All that our tests need: others that are installed would only cost time."""
-STARTS = ("run_ranks", "run_worker", "run_here", "subprocess", "Popen", "ray")
+STARTS = (
+    "run_ranks",
+    "run_worker",
+    "run_here",
+    "subprocess",
+    "Popen",
+    "ray_session",
+    "launch(",
+    "run_group",
+)
 LONG_S = 4.0
 FAR = 100
 
@@ -131,7 +140,9 @@ class Order:
 
 def _guess(item: pytest.Item) -> float:
     """Seconds of a test that never ran here: those that start processes take some."""
-    source = inspect.getsource(getattr(item, "function", Order))
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+    functions = [getattr(item, "function", Order), *(f[-1].func for f in fixtures)]
+    source = "".join(inspect.getsource(f) for f in functions if "moelstrom" in inspect.getfile(f))
     return LONG_S if any(word in source for word in STARTS) else 0.3
 
 
