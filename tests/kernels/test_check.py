@@ -195,7 +195,8 @@ def test_spills_fail(target: str, columns: int) -> None:
 def test_scalar_spills_alone_fail() -> None:
     """AMD's scalar registers go to lanes of a vector register: no scratch tells of them."""
     variant, target = _matmul(64, 64, 32, num_warps=4, num_stages=1), TARGETS["gfx942"]
-    budget = {"shared": 0, "threads": 256, "registers": 64, "agprs": 0, "occupancy": 2}
+    budget: dict[str, Any] = {"shared": 0, "threads": 256, "registers": 64, "agprs": 0}
+    budget |= {"occupancy": 2}
     code: dict[str, Any] = {"instructions": (), "matrix_in_loop": True, "loads": (), "fp8": ()}
     good = Facts(**budget, **code, spills=0, scalar_spills=0, scratch=0, tensor_columns=0)
     for vectors, scalars, said in (
