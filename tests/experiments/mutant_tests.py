@@ -27,6 +27,7 @@ STARTS = (
     "run_group",
 )
 LONG_S = 4.0
+SHORT_S = 0.05
 AT_ONCE = 6
 FAR = 100
 
@@ -145,7 +146,7 @@ def _guess(item: pytest.Item) -> float:
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
     functions = [getattr(item, "function", Order), *(f[-1].func for f in fixtures)]
     source = "".join(inspect.getsource(f) for f in functions if "moelstrom" in inspect.getfile(f))
-    return LONG_S if any(word in source for word in STARTS) else 0.3
+    return LONG_S if any(word in source for word in STARTS) else SHORT_S
 
 
 def run_tests(copy: Path, files: list[str], order: Order) -> None:
