@@ -15,6 +15,7 @@ from ..data.tokenizer import load_tokenizer
 from ..terminal import usable
 from .elastic import allowed_sizes
 from .progress import Display
+from .records import heard
 
 
 def prepare(run: RunConfig) -> Path:
@@ -56,7 +57,7 @@ def train_under_ray(
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:
-            display.on_event(event)
+            display(heard(event))
             if watch:
                 watch(rank, event)
 
