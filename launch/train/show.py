@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ... import UserError
+from ...moe.engines import trainers
 from ..config import RESOLVED, RunConfig, load
 from .plan import GIB, Plan
 from .records import EvalRecord, Record
-
-ENGINES = ("native", "deepspeed")
 
 
 def plan_view(config: RunConfig, plan: Plan) -> RenderableType:
@@ -95,7 +94,7 @@ def next_steps(config: RunConfig, console: Console) -> None:
         ("train on, twice as long", _train(config, [f"steps={2 * config.steps}"])),
         *(
             (f"the {name} engine", _train(config, _with_engine(config, name)))
-            for name in ENGINES
+            for name in trainers()
             if name != config.engine.name
         ),
     ):

@@ -66,7 +66,7 @@ def problems(shape: Shape, run: Run, rows: int) -> list[str]:
         "aux_loss": (told.aux_loss, sums.balancing / sums.sequences),
         "grad_norm": (told.grad_norm, norm),
         "tokens": (told.tokens, sums.targets),
-        "expert_load": (told.expert_load, sums.loads),
+        "expert_load": (torch.stack(told.expert_load), sums.loads),
     }
     state = exported(engine)
     pairs |= {n: (state[f"adamw/exp_avg/{n}"], w.grad) for n, w in weights.items()}
