@@ -19,18 +19,21 @@ from .layers.norm import RMSNorm
 from .spec import Cut, Normal, Spec, Specs, under
 from .state.names import Local, Parameters
 
+Loads = tuple[torch.Tensor, ...]
+"""Of each layer with experts, from the first to the last, the tokens [E] int64 of each expert."""
+
 
 @dataclass(frozen=True)
 class ModelOutput:
     """Sums over this rank's micro-batch, so that any split of a global batch adds up.
 
     `loss_sum` scalar fp32: cross-entropy over all targets, in nats. `aux_sum` scalar fp32:
-    weighted auxiliary losses over all sequences. `loads`: of each layer with experts [E] int64.
+    weighted auxiliary losses over all sequences. `loads`: this micro-batch's.
     """
 
     loss_sum: torch.Tensor
     aux_sum: torch.Tensor
-    loads: tuple[torch.Tensor, ...]
+    loads: Loads
 
 
 def model_specs(config: ModelConfig) -> Specs:
@@ -81,19 +84,20 @@ class Model(nn.Module):
             for name, p in self.named_parameters()
         ]
 
-    def forward(self, batch: Batch) -> ModelOutput:
-        """Loss of one micro-batch; collective over the expert-parallel group."""
-        states, aux, loads = self.states(batch.tokens, batch.documents)
+    def forward(self, batch: Batch, counted: Loads = ()) -> ModelOutput:
+        """Loss of one micro-batch; collective over the expert-parallel group. `counted`: the loads
+        of the whole global batch, if they are known."""
+        states, aux, loads = self.states(batch.tokens, batch.documents, counted)
         targets = batch.targets.flatten()
         loss = linear_cross_entropy(states.flatten(0, 1), self.projection, targets, IGNORE)
         return ModelOutput(loss, aux, loads)
 
     def states(
-        self, tokens: torch.Tensor, documents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        self, tokens: torch.Tensor, documents: torch.Tensor, counted: Loads = ()
+    ) -> tuple[torch.Tensor, torch.Tensor, Loads]:
         """What the output projection takes [B, S, D] for `tokens` [B, S] of `documents` [B, S],
         with `aux_sum` and `loads` as in ModelOutput."""
-        flow = Flow(documents)
+        flow = Flow(documents, dict(zip(self.routed, counted, strict=False)))
         for block in self._blocks():
             block.prepare(flow)
         x = F.embedding(tokens, self.embedding)
@@ -121,9 +125,20 @@ class Model(nn.Module):
             return found
         return block(x, carry, flow)
 
+    @property
+    def routed(self) -> list[int]:
+        """Depths of the layers with experts."""
+        blocks = enumerate(self._blocks())
+        return [i for i, block in blocks if type(block).expert_count(block.config)]
+
+    @property
+    def counts_batch(self) -> bool:
+        """Whether a router asks for the loads of the global batch."""
+        return any(type(block).counts_batch(block.config) for block in self._blocks())
+
     def after_update(self, loads: list[torch.Tensor]) -> None:
         """Let every layer with experts move what no gradient moves, by the global batch's `loads`
         [E] of each."""
-        routed = [block for block in self._blocks() if type(block).expert_count(block.config)]
-        for block, load in zip(routed, loads, strict=True):
-            block.after_update(load)
+        blocks = self._blocks()
+        for i, load in zip(self.routed, loads, strict=True):
+            blocks[i].after_update(load)

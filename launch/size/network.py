@@ -74,6 +74,19 @@ class Predicted:
         recompute: bool,
     ) -> Traffic:
         """One step. UserError where the layout does not fit the nodes, or a fit is missing."""
+        step, ranks = self.question(model, layout, tokens, microbatches, recompute)
+        parts = predict(self.network, step, ranks).parts
+        return Traffic(parts["gradients"], parts["weights"], parts["tokens"])
+
+    def question(
+        self,
+        model: ModelConfig,
+        layout: LayoutConfig,
+        tokens: int,
+        microbatches: int,
+        recompute: bool,
+    ) -> tuple[StepVolume, RankLayout]:
+        """What one rank communicates in a step, and among whom."""
         counts = count_parameters(model)
         step = StepVolume(
             dense=counts.total - counts.experts,
@@ -89,10 +102,7 @@ class Predicted:
             sharded=layout.zero > 0,
             recompute=recompute,
         )
-        parts = predict(
-            self.network, step, RankLayout(layout.dp, layout.ep, self._local(layout))
-        ).parts
-        return Traffic(parts["gradients"], parts["weights"], parts["tokens"])
+        return step, RankLayout(layout.dp, layout.ep, self._local(layout))
 
     def _local(self, layout: LayoutConfig) -> int:
         """Ranks of a node; of a smaller run, all."""

@@ -57,6 +57,7 @@ class SavedState:
         if source is not None:
             self._load(source)
             self.start = self.saved = source.step if own else -1
+        self._saver.started(self.start)
 
     def _load(self, source: Source) -> None:
         parts = self._parts

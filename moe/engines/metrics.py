@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from ..batch import IGNORE, Batch
 from ..grid import Grid
-from ..model import ModelOutput
+from ..model import Loads, Model, ModelOutput
 from ..stages import waiting
 from .base import StepMetrics
 
@@ -92,6 +92,27 @@ class Tally:
             skipped=not applied,
             leave=wishes > 0,
         )
+
+
+@torch.no_grad()
+def count_loads(
+    model: Model,
+    forward: Callable[[Batch], ModelOutput],
+    batches: Sequence[Batch],
+    grid: Grid,
+    device: torch.device,
+) -> Loads:
+    """The global batch's loads, where a router of `model` balances over it and this rank's share
+    comes in several micro-batches: one forward pass over all of them. Else nothing, and a router
+    adds up what the ranks' only micro-batches give it. Collective over the replicas."""
+    if len(batches) == 1 or not model.counts_batch:
+        return ()
+    outputs = [forward(batch.to(device)) for batch in batches]
+    loads = [torch.stack(each).sum(0) for each in zip(*(o.loads for o in outputs), strict=True)]
+    with waiting():
+        for load in loads:
+            dist.all_reduce(load, group=grid.replicas.group)
+    return tuple(loads)
 
 
 @torch.no_grad()

@@ -49,8 +49,8 @@ class Dims:
 class Flow:
     """What all layers see of a micro-batch.
 
-    `documents` [B, S] int32. `loads`: for each layer with experts the tokens that every expert
-    gets of the whole global batch [E] fp32, where a router asks for it. `made` holds what layers
+    `documents` [B, S] int32. `loads`: by the depth of each layer with experts the tokens [E] that
+    each of them gets of the global batch, where they were counted first. `made` holds what layers
     prepare once for all of their kind: masks, rotary tables.
     """
 
@@ -99,6 +99,11 @@ class Layer(nn.Module):
     def expert_count(cls, config: Any) -> int:
         """How many experts it routes to: 0 for none."""
         return 0
+
+    @classmethod
+    def counts_batch(cls, config: Any) -> bool:
+        """Whether it takes the global batch's loads from `Flow.loads`."""
+        return False
 
     @classmethod
     def by_depth(cls, config: Any) -> bool:

@@ -77,8 +77,6 @@ def problems(shape: Shape, run: Run, rows: int) -> list[str]:
 @pytest.mark.parametrize("case", SHAPES)
 @pytest.mark.parametrize("rows", [4, 1])
 def test_every_gradient_is_the_oracles(case: str, rows: int) -> None:
-    if SHAPES[case].scope == "batch" and rows == 1:
-        pytest.skip("balances each micro-batch")
     with alone():
         assert problems(SHAPES[case], Run(recompute=rows == 1), rows) == []
 

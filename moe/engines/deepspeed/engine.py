@@ -18,7 +18,7 @@ from ...batch import Batch
 from ...build import build_model
 from ...config import ModelConfig
 from ...grid import Grid
-from ...model import Model, ModelOutput
+from ...model import Loads, Model, ModelOutput
 from ...optim.rules import STATE, rule
 from ...optim.schedule import learning_rate
 from ...stages import CLOCK, waiting
@@ -26,7 +26,7 @@ from ...state.names import buffer_shards, fill_buffers
 from ...state.shard import Shard
 from ...state.source import Source
 from ..base import NO_HOOKS, StepHooks, StepMetrics
-from ..metrics import Tally, count_totals, evaluate
+from ..metrics import Tally, count_loads, count_totals, evaluate
 from ..options import EngineOptions
 from . import state as held_state
 from .gate import Gate
@@ -41,11 +41,13 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(
+        self, batch: Batch, counted: Loads = ()
+    ) -> tuple[torch.Tensor, torch.Tensor, Loads]:
         """The fields of ModelOutput."""
         # Without Model's own hooks its direct parameters count as ours: ZeRO 3 then gathers them
         # for the backward pass too, which it starts from the tensors in the output.
-        out = self.model.forward(batch)
+        out = self.model.forward(batch, counted)
         return out.loss_sum, out.aux_sum, out.loads
 
 
@@ -181,10 +183,11 @@ class DeepSpeedEngine:
         lr = learning_rate(o.schedule, o.optimizer.lr, self.steps_done, o.steps)
         for group in self._base.param_groups:
             group["lr"] = lr
+        counted = count_loads(self.model, self._forward, microbatches, self.grid, self.device)
         tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._engine.set_gradient_accumulation_boundary(i == len(microbatches) - 1)
-            out = self._forward(batch.to(self.device))
+            out = self._forward(batch.to(self.device), counted)
             # DeepSpeed divides every sum of gradients, experts' too, by all ranks.
             self._engine.backward(totals.loss(out) * self.grid.replicas.size)
             tally.add(out)
@@ -227,8 +230,8 @@ class DeepSpeedEngine:
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
         return evaluate(self._forward, batches, self.grid, self.device)
 
-    def _forward(self, batch: Batch) -> ModelOutput:
-        return ModelOutput(*self._engine(batch))
+    def _forward(self, batch: Batch, counted: Loads = ()) -> ModelOutput:
+        return ModelOutput(*self._engine(batch, counted))
 
     def export_state(self) -> list[Shard]:
         """This rank's part of the canonical state; over all ranks every element comes once."""

@@ -18,7 +18,7 @@ from ...state.names import Parameters, buffer_shards, fill_buffers
 from ...state.shard import Shard
 from ...state.source import Source
 from ..base import NO_HOOKS, StepHooks, StepMetrics
-from ..metrics import Tally, count_totals, evaluate
+from ..metrics import Tally, count_loads, count_totals, evaluate
 from ..options import EngineOptions
 from .bucket import Bucket
 from .optimizer import ShardOptimizer
@@ -82,10 +82,11 @@ class NativeEngine:
     def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
         """Accumulate the micro-batches, update the parameters and the schedule."""
         totals = count_totals(microbatches, self.grid, self.device)
+        counted = count_loads(self.model, self.model, microbatches, self.grid, self.device)
         tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._last_microbatch = i == len(microbatches) - 1
-            out = self.model(batch.to(self.device))
+            out = self.model(batch.to(self.device), counted)
             totals.loss(out).backward()
             tally.add(out)
         norm = self._reduce_gradients()

@@ -62,6 +62,11 @@ class Block(Layer):
         return FFNS[config.ffn.kind].expert_count(config.ffn)
 
     @classmethod
+    def counts_batch(cls, config: Kinds) -> bool:
+        """Whether the feed-forward layer does."""
+        return FFNS[config.ffn.kind].counts_batch(config.ffn)
+
+    @classmethod
     def by_depth(cls, config: Kinds) -> bool:
         """Whether a part of it does."""
         mixer, ffn = MIXERS[config.mixer.kind], FFNS[config.ffn.kind]

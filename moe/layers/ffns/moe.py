@@ -125,6 +125,12 @@ class MoE(Layer):
         return config.num_experts
 
     @classmethod
+    def counts_batch(cls, config: MoEConfig) -> bool:
+        """Whether the router does."""
+        routing = config.routing
+        return ROUTERS[routing.kind].counts_batch(routing)
+
+    @classmethod
     def by_depth(cls, config: MoEConfig) -> bool:
         """Whether the router does."""
         routing = config.routing

@@ -35,9 +35,6 @@ class RouterConfig(LayerConfig):
 class Router(Layer):
     """Chooses `top_k` of `num_experts` experts for each token."""
 
-    counts_batch: bool = False
-    """Whether it takes the global batch's loads from `Flow.loads`."""
-
     def forward(self, x: torch.Tensor, carry: Carry, flow: Flow) -> Routing:
         """Route `x` [B, S, D]."""
         raise NotImplementedError

@@ -74,7 +74,7 @@ def test_a_living_holder_is_named_and_a_dead_one_is_followed_at_once(
 ) -> None:
     first = holder()
     assert first.ask("take", tmp_path, "run", 0) == "1"
-    words = rf"output {tmp_path}: process {first.process.pid} of user .* on host .* is writing"
+    words = rf"output: {tmp_path}: process {first.process.pid} of user .* on host .* is writing"
     with pytest.raises(UserError, match=words):
         take(tmp_path, "run", "output", 0)
     other = take(tmp_path, "records", "output", 0)
@@ -292,7 +292,7 @@ def test_a_deleted_lease_is_won_again_unless_another_process_was_first(tmp_path:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"checkpoint\.path .*file: Not a directory"):
+    with pytest.raises(UserError, match=r"checkpoint\.path: .*file: File exists; give a folder"):
         take(tmp_path / "file", "saves", "checkpoint.path")
 
 

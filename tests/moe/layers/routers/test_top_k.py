@@ -154,3 +154,22 @@ def test_a_bias_step_by_hand(router: Make) -> None:
     assert gate.bias.tolist() == [-0.25, 0.25, 0.0, 0.0]
     gate.after_update(torch.tensor([0, 0, 0, 1]))
     assert gate.bias.tolist() == [0.0, 0.5, 0.25, -0.25]
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("logit", [-48.0, -90.0, -1e4])
+def test_no_sum_of_scores_underflows(router: Make, score: str, logit: float) -> None:
+    """Sigmoids of -48 gave weights that sum to 0.285, of -90 zeros and a loss that is no number."""
+    gate = router(score=score, load_balance_weight=1.0, z_weight=0.0)
+    gate.weight = torch.nn.Parameter(torch.zeros(4, 8))
+    gate.weight.data[:, 0] = torch.tensor([logit, logit + 1, logit, logit])
+    x = torch.zeros(1, 2, 8)
+    x[..., 0] = 1
+    routing = route(gate, x)
+    torch.testing.assert_close(routing.weights.sum(-1), torch.ones(2))
+    assert routing.aux.item() == pytest.approx(routing.aux.item()) and routing.aux > 0
+    share = torch.tensor([1.0, torch.e, 1.0, 1.0]) / (3 + torch.e)
+    expected = 4 * (routing.loads / 4 * share).sum()
+    torch.testing.assert_close(routing.aux, expected, rtol=1e-5, atol=0)
+    routing.aux.backward()
+    assert torch.isfinite(gate.weight.grad).all()
