@@ -280,7 +280,7 @@ def test_the_outcome_of_the_workers_decides(
     code, out, err = run("train", "tiny", sets=sets)
     assert code == outcome
     words = {0: "", 2: "error: what happened\n", 1: "failed: what happened; logs: runs/tiny/worke"}
-    assert err.startswith(words[outcome]) and ("the other engine" in out) == (outcome == 0)
+    assert err.startswith(words[outcome]) and ("the deepspeed engine" in out) == (outcome == 0)
     (spec,) = asked
     assert spec.world_size == 2
     # The workers get the whole config, under an absolute path.
