@@ -2,7 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
+
+from .kinds import CLUSTERS
 
 
 class ClusterConfig(BaseModel):
@@ -10,8 +13,9 @@ class ClusterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    launcher: Literal["ray", "none"] = "ray"
-    """`none`: this process is the one worker."""
+    launcher: str = "ray"
+    """A kind of cluster, ours (`ray`) or another package's; `none`: this process is the one
+    worker."""
     address: str | None = None
     """A running Ray cluster (`auto` or host:port); nothing starts a local one."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -48,6 +52,14 @@ class ClusterConfig(BaseModel):
     """After SIGTERM the workers have this long to save and exit before they are killed."""
     env: dict[str, str] = {}
     """Extra environment of every worker."""
+
+    @field_validator("launcher")
+    @classmethod
+    def _is_a_kind(cls, name: str) -> str:
+        if name != "none" and name not in CLUSTERS:
+            *names, last = [repr(kind) for kind in (*CLUSTERS, "none")]
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
+        return name
 
     @model_validator(mode="after")
     def _losses_need_freedom(self) -> "ClusterConfig":

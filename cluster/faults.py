@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .spec import ROLLBACK_EXIT, USER_ERROR_EXIT, Event
+from .events import Exit
+from .spec import ROLLBACK_EXIT, USER_ERROR_EXIT
 
 
 class Weight(IntEnum):
@@ -22,7 +23,7 @@ class Weight(IntEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One rank's failure, or that of a place without a rank (None); `time` is when it happened
+    """One rank's failure, or that of a seat without a rank (None); `time` is when it happened
     (UNIX seconds), as well as that is known."""
 
     rank: int | None
@@ -34,24 +35,24 @@ class Fault:
     """The worker's last words: its `error` event's message, else its last line on stderr."""
 
 
-def exit_fault(rank: int, event: Event) -> Fault | None:
+def exit_fault(rank: int, event: Exit) -> Fault | None:
     """The fault in an `exit` event; None for exit code 0."""
-    code, message = int(event["code"]), str(event["message"])
+    code, message = event.code, event.message
     if code == 0:
         return None
     reason = f"rank {rank} {_exit_text(code)}" + (f": {message}" if message else "")
-    return Fault(rank, reason, event["time"], _exit_weight(code), code if code > 0 else 1, message)
+    return Fault(rank, reason, event.time, _exit_weight(code), code if code > 0 else 1, message)
 
 
-def actor_fault(rank: int, error: Exception, last_seen: float) -> Fault:
-    """The actor or its node died; `last_seen` is when it last answered (UNIX seconds)."""
-    reason = f"the actor of rank {rank} died: {_cause(error)}"
+def seat_fault(rank: int, error: Exception, last_seen: float) -> Fault:
+    """The seat or its node died; `last_seen` is when it last answered (UNIX seconds)."""
+    reason = f"the seat of rank {rank} was lost: {error}"
     return Fault(rank, reason, last_seen, Weight.KILLED)
 
 
 def placement_fault(error: Exception) -> Fault:
-    """An actor died before it had a rank."""
-    return Fault(None, f"an actor died: {_cause(error)}", time.time(), Weight.KILLED)
+    """A seat died before it had a rank."""
+    return Fault(None, f"a seat was lost: {error}", time.time(), Weight.KILLED)
 
 
 def silence_fault(rank: int, silent_s: float, limit_s: float) -> Fault:
@@ -87,11 +88,6 @@ def leave_fault(rank: int, grace_s: float) -> Fault:
 def first_cause(faults: Iterable[Fault]) -> Fault:
     """The fault that explains the others: by weight, then by time."""
     return min(faults, key=lambda fault: (fault.weight, fault.time))
-
-
-def _cause(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "died" in line), lines[0] if lines else repr(error))
 
 
 def _exit_text(code: int) -> str:

@@ -1,27 +1,22 @@
-"""One attempt at running all ranks: started on given seats, polled, told to go, killed.
+"""One attempt at running all ranks: started on given seats, polled, told to go, killed."""
 
-Import this only within a `ray_session`.
-"""
-
+import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.exceptions import ActorUnavailableError, RayError
 
 from .. import UserError
-from .actor import Start
+from .backend import Backend, Poll, Seat, SeatLost, SeatSilent, Start
 from .config import ClusterConfig
-from .faults import Fault, actor_fault
-from .placement import live_nodes
-from .reach import unreachable
-from .seats import START_TIMEOUT_S, Seat
+from .events import Spawned, wire
+from .faults import Fault, seat_fault
 from .spec import Event, OnEvent, WorkerSpec
-from .watch import SILENT_S, Poll, RankWatch, overdue
+from .watch import SILENT_S, RankWatch, overdue
 
+START_TIMEOUT_S = 120.0
+"""For a node to start its process."""
 KILL_TIMEOUT_S = 6.0
 SILENT_KILL_S = 0.5
 """Enough for an answer; but where there were answers before, a worker may need longer to go."""
@@ -42,10 +37,10 @@ class Member:
 
     seat: Seat
     watch: RankWatch
-    poll: Any = None
+    poll: "Future[Poll] | None" = None
     """The long poll under way; None when there is nothing to wait for."""
     lost: bool = False
-    """Its actor is gone."""
+    """Its seat is gone."""
 
     @property
     def rank(self) -> int:
@@ -60,6 +55,7 @@ class WorkerGroup:
         self,
         spec: WorkerSpec,
         config: ClusterConfig,
+        backend: Backend,
         seats: Sequence[Seat],
         *,
         has_gpus: bool,
@@ -68,7 +64,8 @@ class WorkerGroup:
         log_dir: Path | None,
     ) -> None:
         """Nothing is started yet; `restart` counts the attempts before this one."""
-        self._spec, self._config, self._restart = spec, config, restart
+        self._spec, self._config, self._backend = spec, config, backend
+        self._restart = restart
         self._has_gpus = has_gpus
         self._on_event = on_event
         self._log_dir = log_dir
@@ -113,9 +110,9 @@ class WorkerGroup:
     def start(self) -> None:
         """Start every worker. Raises UserError (a node cannot start the command), StartError."""
         first = self._members[0]
-        port = self._get([first], [first.seat.actor.free_port.remote()])[0]
+        port = self._get([first], [first.seat.free_port()])[0]
         rendezvous = {"MASTER_ADDR": first.seat.site.address, "MASTER_PORT": str(port)}
-        calls = [m.seat.actor.start.remote(self._start_of(m, rendezvous)) for m in self._members]
+        calls = [m.seat.start(self._start_of(m, rendezvous)) for m in self._members]
         pids = self._get(self._members, calls)
         for member, pid in zip(self._members, pids, strict=True):
             member.watch = RankWatch(member.rank, time.monotonic())
@@ -124,13 +121,13 @@ class WorkerGroup:
 
     def poll(self, timeout_s: float) -> list[Fault]:
         """Forward the events that come within `timeout_s`; returns the faults among them."""
-        waiting = {member.poll: member for member in self._members if member.poll is not None}
+        waiting = [member.poll for member in self._members if member.poll is not None]
         if not waiting:
             return []
-        ready, rest = ray.wait(list(waiting), timeout=min(timeout_s, self._poll_s))
-        more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if ready and rest else []
+        wait(waiting, min(timeout_s, self._poll_s), FIRST_COMPLETED)
         self._looked = time.monotonic()
-        found = [self._receive(waiting[reference]) for reference in [*ready, *more]]
+        ready = [m for m in self._members if m.poll is not None and m.poll.done()]
+        found = [self._receive(member, member.poll) for member in ready if member.poll]
         return [fault for fault in found if fault is not None]
 
     def overdue(self) -> Fault | None:
@@ -144,28 +141,33 @@ class WorkerGroup:
         """SIGTERM to every worker."""
         for member in self._members:
             if member.poll is not None:
-                member.seat.actor.terminate.remote()
+                member.seat.signal(signal.SIGTERM)
 
     def stop(self) -> list[Seat]:
-        """SIGKILL every worker; returns the seats whose actors do not say that it is gone."""
-        calls = {m.seat.actor.kill.remote(): m for m in self._members}
+        """SIGKILL every worker; returns the seats that do not say that it is gone."""
+        calls = {m.seat.kill(): m for m in self._members}
         gone = set[Member]()
         waiting = self._take_kills(list(calls), calls, gone, SILENT_KILL_S)
         if waiting:
-            cut_off = unreachable(live_nodes())
+            cut_off = self._cut_off()
             waiting = [call for call in waiting if self._may_answer(calls[call], cut_off)]
             self._take_kills(waiting, calls, gone, KILL_TIMEOUT_S)
         return [member.seat for member in self._members if member not in gone]
 
+    def _cut_off(self) -> frozenset[str]:
+        return self._backend.silent(self._backend.nodes())
+
     def _take_kills(
-        self, waiting: list[Any], calls: dict[Any, Member], gone: set[Member], timeout_s: float
-    ) -> list[Any]:
+        self,
+        waiting: "list[Future[bool]]",
+        calls: "dict[Future[bool], Member]",
+        gone: set[Member],
+        timeout_s: float,
+    ) -> "list[Future[bool]]":
         """Note which members are gone; returns the calls without an answer."""
-        if not waiting:
-            return []
-        ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
-        gone.update(calls[call] for call in ready if _says_yes(call))
-        return rest
+        ready, rest = wait(waiting, timeout_s)
+        gone.update(calls[call] for call in ready if call.exception() is None and call.result())
+        return list(rest)
 
     def _may_answer(self, member: Member, cut_off: frozenset[str]) -> bool:
         silent = member.watch.silence(self._looked) > SILENT_S
@@ -177,7 +179,6 @@ class WorkerGroup:
             command=self._spec.command,
             env={
                 **self._config.env,
-                **self._spec.env,
                 **rendezvous,
                 **self._rank_env(member),
                 "MOELSTROM_RESTART": str(self._restart),
@@ -203,31 +204,25 @@ class WorkerGroup:
         }
 
     def _spawned(self, member: Member, pid: int) -> Event:
-        return {
-            "kind": "spawned",
-            "time": time.time(),
-            "pid": pid,
-            "node": member.seat.site.address,
-            "gpus": list(member.seat.site.gpus),
-            "restart": self._restart,
-        }
+        site = member.seat.site
+        return wire(Spawned(time.time(), pid, site.address, site.gpus, self._restart))
 
     def _ask(self, member: Member) -> None:
-        actor, seen = member.seat.actor, member.watch.seen
-        member.poll = actor.next_events.remote(self._restart, seen, self._poll_s)
+        seen = member.watch.seen
+        member.poll = member.seat.next_events(self._restart, seen, self._poll_s)
 
-    def _receive(self, member: Member) -> Fault | None:
+    def _receive(self, member: Member, poll: "Future[Poll]") -> Fault | None:
         try:
-            answer: Poll = ray.get(member.poll)
-        except ActorUnavailableError:
+            answer = poll.result()
+        except SeatSilent:
             # Perhaps only the network: the missing answers count as silence.
             time.sleep(0.1)
             self._ask(member)
             return None
-        except RayError as error:
+        except SeatLost as error:
             member.poll, member.lost = None, True
             seen = time.time() - (time.monotonic() - member.watch.answered)
-            return actor_fault(member.rank, error, seen)
+            return seat_fault(member.rank, error, seen)
         fault = member.watch.take(answer, time.monotonic())
         if member.watch.running:
             self._ask(member)
@@ -237,45 +232,37 @@ class WorkerGroup:
             self._on_event(member.rank, event)
         return fault
 
-    def _get(self, members: Sequence[Member], calls: Sequence[Any]) -> list[Any]:
+    def _get(self, members: Sequence[Member], calls: "Sequence[Future[int]]") -> list[int]:
         """Results in order of `calls`, with the losses and refusals of nodes told apart."""
         self._wait_for(members, calls)
         began, results = time.time(), []
         for member, call in zip(members, calls, strict=True):
             try:
-                results.append(ray.get(call, timeout=0))
+                results.append(call.result())
             except OSError as error:
                 raise UserError(
-                    f"a node of the cluster cannot start the worker in {Path.cwd()}: "
-                    f"{str(error).strip().splitlines()[-1]}; run from a folder that all nodes share"
+                    f"a node of the cluster cannot start the worker in {Path.cwd()}: {error}; "
+                    "run from a folder that all nodes share"
                 ) from error
-            except RayError as error:
+            except (SeatLost, SeatSilent) as error:
                 member.lost = True
-                raise StartError(actor_fault(member.rank, error, began)) from error
+                raise StartError(seat_fault(member.rank, error, began)) from error
         return results
 
-    def _wait_for(self, members: Sequence[Member], calls: Sequence[Any]) -> None:
+    def _wait_for(self, members: Sequence[Member], calls: "Sequence[Future[int]]") -> None:
         """Raise StartError for a member whose node answers no more, or that takes too long."""
         began = time.monotonic()
         owner = dict(zip(calls, members, strict=True))
-        waiting = list(calls)
-        while waiting:
-            waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)[1]
-            lost = unreachable(live_nodes()) if waiting else ()
+        waiting = set(calls)
+        while waiting := wait(waiting, 1.0).not_done:
+            lost = self._cut_off()
             for call in waiting:
                 member = owner[call]
                 late = time.monotonic() - began > START_TIMEOUT_S
                 if late or member.seat.site.node in lost:
                     member.lost = True
                     error = RuntimeError("its node died, or does not answer")
-                    raise StartError(actor_fault(member.rank, error, time.time()))
-
-
-def _says_yes(call: Any) -> bool:
-    try:
-        return bool(ray.get(call, timeout=0))
-    except RayError:
-        return False
+                    raise StartError(seat_fault(member.rank, error, time.time()))
 
 
 def in_rank_order(seats: Sequence[Seat]) -> list[Seat]:

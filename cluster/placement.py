@@ -5,24 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import UserError
+from .backend import Kind, Node
 from .config import ClusterConfig
-from .ray_session import cluster_address, ray_session
-
-
-@dataclass(frozen=True)
-class Node:
-    """A live node's name and totals; its Ray id, and the address of its raylet."""
-
-    name: str
-    cpus: int
-    gpus: int
-    id: str = ""
-    address: tuple[str, int] = ("", 0)
-
-    def room(self, cpus: int, gpus: int) -> int:
-        """How many workers of this size fit."""
-        by_cpu = self.cpus // cpus
-        return min(by_cpu, self.gpus // gpus) if gpus else by_cpu
+from .kinds import CLUSTERS
 
 
 @dataclass(frozen=True)
@@ -37,15 +22,23 @@ class Slot:
 def describe_placement(world_size: int, config: ClusterConfig) -> list[Slot]:
     """Where the ranks would go, by rank; starts nothing when no cluster is named.
 
-    Raises UserError when the cluster can never hold them. On a busy cluster Ray may choose
+    Raises UserError when the cluster can never hold them. A busy cluster may choose
     other nodes.
     """
-    if cluster_address(config) is None:
-        nodes = [_local_node(world_size * config.cpus_per_worker)]
+    if config.launcher == "none":
+        nodes = [this_node(world_size * config.cpus_per_worker)]
     else:
-        with ray_session(config, world_size):
-            nodes = live_nodes()
+        kind: Kind = CLUSTERS[config.launcher]
+        nodes = kind.forecast(config, world_size)
     return place_ranks(nodes, world_size, config)
+
+
+def this_node(cpus: int) -> Node:
+    """This machine, taken to have `cpus`: a local group may use more than there are."""
+    # torch counts the GPUs of NVIDIA and of AMD without taking any memory on them.
+    from torch.cuda import device_count
+
+    return Node(socket.gethostname(), cpus, device_count())
 
 
 def place_ranks(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -> list[Slot]:
@@ -58,23 +51,6 @@ def place_ranks(nodes: Sequence[Node], world_size: int, config: ClusterConfig) -
         for local in range(count):
             slots.append(Slot(len(slots), node.name, str(local) if gpus else "cpu"))
     return slots
-
-
-def live_nodes() -> list[Node]:
-    """The nodes of the connected Ray cluster."""
-    import ray
-
-    return [
-        Node(
-            node["NodeManagerHostname"],
-            int(node["Resources"].get("CPU", 0)),
-            int(node["Resources"].get("GPU", 0)),
-            node["NodeID"],
-            (node["NodeManagerAddress"], node["NodeManagerPort"]),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
 
 
 def gpus_per_worker(nodes: Sequence[Node], config: ClusterConfig) -> int:
@@ -110,13 +86,6 @@ def largest_group(nodes: Sequence[Node], config: ClusterConfig) -> int:
 def cluster_text(nodes: Sequence[Node]) -> str:
     """The nodes in words."""
     return ", ".join(f"{n.name} ({n.cpus} CPU, {n.gpus} GPU)" for n in nodes) or "no nodes"
-
-
-def _local_node(cpus: int) -> Node:
-    # torch counts the GPUs of NVIDIA and of AMD without taking any memory on them.
-    from torch.cuda import device_count
-
-    return Node(socket.gethostname(), cpus, device_count())
 
 
 def _spread(rooms: Sequence[int], world_size: int, config: ClusterConfig) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from .events import EVENTS_FD
+from .events import EVENTS_FD, Alive, Error, Exit, LogLine, wire
 from .spec import Event
 
 KEPT_LINES = 200
@@ -27,10 +27,8 @@ _BOUND_EXEC = Path(__file__).with_name("bound_exec.py")
 class WorkerProcess:
     """A command in its own session that dies with this process.
 
-    `on_event` is called from reader threads: the worker's events, its output as
-    {"kind": "log", "stream", "line"}, and last {"kind": "exit", "code" (negative: the signal),
-    "message" (its `error` event's, else its last line on stderr), "stderr" (last lines)}. "alive"
-    events only move `silent_s` and `stage`.
+    `on_event` is called from reader threads: the worker's events, its output as `LogLine`s, and
+    last an `Exit`. `Alive` events only move `silent_s` and `stage`.
     """
 
     def __init__(
@@ -69,10 +67,10 @@ class WorkerProcess:
         """Seconds since the last event or beat; None before the first."""
         return None if self._beat is None else time.monotonic() - self._beat
 
-    def terminate(self) -> None:
-        """SIGTERM to the worker alone: its children are its own to end."""
+    def signal(self, number: int) -> None:
+        """Signal the worker alone: its children are its own to end."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
 
     def kill(self, timeout_s: float = 5.0) -> bool:
         """SIGKILL the whole session; True when the worker is gone within `timeout_s`."""
@@ -87,7 +85,7 @@ class WorkerProcess:
             line = raw.decode(errors="replace").rstrip("\r\n")[:MAX_LINE]
             if name == "stderr" and line.strip():
                 self._tail.append(line)
-            self._on_event({"kind": "log", "time": time.time(), "stream": name, "line": line})
+            self._on_event(wire(LogLine(time.time(), name, line)))
 
     def _write_log(self, raw: bytes) -> None:
         # A full disk must not stop the reading: the worker would block on its pipe.
@@ -107,9 +105,9 @@ class WorkerProcess:
             kind = event["kind"]
         except (ValueError, TypeError, KeyError):
             return  # A worker killed in the middle of a write leaves half a line.
-        if kind == "error":
+        if kind == Error.kind:
             self._error = str(event.get("message", ""))
-        if kind == "alive":
+        if kind == Alive.kind:
             self.stage = event.get("stage")
         else:
             self._on_event(event)
@@ -122,11 +120,11 @@ class WorkerProcess:
         code = self._process.wait()
         for reader in self._readers:
             reader.join(timeout=1.0)  # A process that left the session may hold a pipe open.
-        self._on_event({"kind": "exit", "time": ended, "code": code, **self._last_words()})
+        self._on_event(wire(self._end(ended, code)))
 
-    def _last_words(self) -> Event:
-        stderr = list(self._tail)
-        return {"message": self._error or (stderr[-1] if stderr else ""), "stderr": stderr}
+    def _end(self, ended: float, code: int) -> Exit:
+        stderr = tuple(self._tail)
+        return Exit(ended, code, self._error or (stderr[-1] if stderr else ""), stderr)
 
 
 def _spawn(

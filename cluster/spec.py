@@ -1,7 +1,7 @@
 """What a group of workers is, and how its run ended."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Event = dict[str, Any]
@@ -21,13 +21,13 @@ class WorkerSpec:
 
     The worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK and NODE_RANK,
     MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS and MOELSTROM_RESTART (0 at first) in its
-    environment. Ray shows each worker its own GPU only, so the device to use is
-    `LOCAL_RANK % device_count`. On SIGTERM it saves, emits `preempted` and exits 0.
+    environment. Where the cluster can see to that, as Ray does, each worker sees its own GPU only:
+    the device to use is `LOCAL_RANK % device_count`. On SIGTERM it saves, emits `preempted` and
+    exits 0.
     """
 
     command: tuple[str, ...]
     world_size: int
-    env: dict[str, str] = field(default_factory=dict)
     world_sizes: tuple[int, ...] = ()
     """Sizes that the program can run on, descending; the first, the default, is `world_size`."""
 
@@ -48,6 +48,6 @@ class Outcome:
     """How often the group was started again, for whatever reason."""
     message: str
     timeline: tuple[Event, ...]
-    """Phases as `Timeline` records them."""
+    """Milestones, in order, as they went over the wire."""
     preempted: bool = False
     """The workers saved and left on SIGTERM; the run is not finished."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from .spec import Event
+from .events import Step
 
 WINDOW = 20
 """Steps that are compared at a time, by their median."""
@@ -44,9 +44,9 @@ class Stragglers:
         self._steps: dict[int, list[Parts]] = {rank: [] for rank in range(size)}
         self._named: dict[int, float] = {}
 
-    def take(self, rank: int, event: Event) -> list[Straggler]:
+    def take(self, rank: int, event: Step) -> list[Straggler]:
         """Note a step; the stragglers when it completes a window of all ranks."""
-        parts = event.get("parts")
+        parts = event.parts
         if not parts or self._size < 2:
             return []
         self._steps[rank].append(parts)

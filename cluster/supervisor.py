@@ -5,19 +5,19 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .backend import Kind, SeatLost
 from .config import ClusterConfig
+from .events import Milestone, Spawned, Step, Waiting, read, wire
 from .faults import Fault, Weight, first_cause, leave_fault, placement_fault
-from .ray_session import ray_session
+from .group import StartError, WorkerGroup
+from .kinds import CLUSTERS
+from .pool import Pool
 from .sigterm import Sigterm, sigterm_taken
 from .spec import USER_ERROR_EXIT, Event, OnEvent, Outcome, WorkerSpec
 from .stragglers import Straggler, Stragglers
 from .timeline import Timeline
-
-if TYPE_CHECKING:
-    from .group import WorkerGroup
-    from .pool import Pool
 
 GRACE_S = 0.5
 """How long to wait for a better explanation than a plain exit: peers of a lost rank exit too."""
@@ -31,18 +31,17 @@ def run_group(
     on_event: OnEvent,
     log_dir: Path | None = None,
 ) -> Outcome:
-    """Run `spec` under Ray until all ranks exit 0 or no restart is left.
+    """Run `spec` on the cluster of `config` until all ranks exit 0 or no restart is left.
 
-    A rank fails when its process exits with another code, its actor or node dies, it gives no
+    A rank fails when its process exits with another code, its seat or node dies, it gives no
     sign of life for `heartbeat_timeout_s` (counted from its first event), or it hangs (see
     `ClusterConfig`). Then all ranks are killed and started again, on the places that are left and
     on new ones for the lost; with `elastic` perhaps on fewer, and on more when there is room again.
     Exit code 2 ends the run; code 3 restarts it without counting. On SIGTERM the workers get
     SIGTERM: if all then exit 0 the outcome is `preempted`.
 
-    `on_event(rank, event)` gets, besides the worker's own events, the kinds "spawned" (pid, node,
-    gpus, restart), "log" (stream, line), "exit" (code, message, stderr), "timeline" (see
-    `Timeline`) and, with rank None, "waiting" (message). `log_dir` receives `rank-N.log` on the
+    `on_event(rank, event)` gets the worker's own events and, as JSON objects, those of `events`
+    that are not a worker's (with rank None: `Waiting`). `log_dir` receives `rank-N.log` on the
     rank's node and `supervisor.jsonl` here.
 
     Raises UserError when the cluster cannot be joined or has no room; KeyboardInterrupt, or
@@ -50,14 +49,17 @@ def run_group(
     """
     folder = None if log_dir is None else log_dir.resolve()
     timeline = Timeline(on_event, folder)
-    with ray_session(config, spec.world_size + config.spare_workers), sigterm_taken() as sigterm:
-        from .pool import Pool
+    kind: Kind = CLUSTERS[config.launcher]
 
-        def on_wait(message: str) -> None:
-            on_event(None, {"kind": "waiting", "time": time.time(), "message": message})
+    def on_wait(message: str) -> None:
+        on_event(None, wire(Waiting(time.time(), message)))
 
-        with closing(Pool(usable_sizes(spec, config), config, on_wait)) as pool:
-            return _Supervisor(spec, config, on_event, folder, timeline, pool, sigterm).run()
+    with (
+        kind.open(config, spec.world_size + config.spare_workers) as backend,
+        sigterm_taken() as sigterm,
+        closing(Pool(backend, usable_sizes(spec, config), config, on_wait)) as pool,
+    ):
+        return _Supervisor(spec, config, on_event, folder, timeline, pool, sigterm).run()
 
 
 def usable_sizes(spec: WorkerSpec, config: ClusterConfig) -> tuple[int, ...]:
@@ -76,7 +78,7 @@ class _Supervisor:
         on_event: OnEvent,
         log_dir: Path | None,
         timeline: Timeline,
-        pool: "Pool",
+        pool: Pool,
         sigterm: Sigterm,
     ) -> None:
         self._spec, self._config = spec, config
@@ -131,10 +133,6 @@ class _Supervisor:
     def _attempt(self) -> tuple[Fault | None, bool]:
         """Run the group once; returns the fault that ended it, and whether all ranks saved and
         left because they were told to."""
-        from ray.exceptions import RayError
-
-        from .group import StartError
-
         fault: Fault | None = None
         left = False
         try:
@@ -145,7 +143,7 @@ class _Supervisor:
         except StartError as error:
             fault = error.fault
             self._record_fault(fault, time.time())
-        except RayError as error:
+        except SeatLost as error:
             fault = placement_fault(error)
             self._record_fault(fault, time.time())
         if fault is not None:
@@ -153,13 +151,12 @@ class _Supervisor:
         return fault, fault is None and left
 
     @contextmanager
-    def _group(self) -> Iterator["WorkerGroup"]:
+    def _group(self) -> Iterator[WorkerGroup]:
         """All ranks, started; killed afterwards."""
-        from .group import WorkerGroup
-
         group = WorkerGroup(
             self._spec,
             self._config,
+            self._pool.backend,
             self._pool.seats[: self._size],
             has_gpus=self._pool.has_gpus,
             restart=self._restart,
@@ -184,7 +181,7 @@ class _Supervisor:
         if before not in (0, self._size):
             self._record("scaled", ranks=self._size, before=before)
 
-    def _watch(self, group: "WorkerGroup") -> Fault | None:
+    def _watch(self, group: WorkerGroup) -> Fault | None:
         leave_by: float | None = None
         while not group.finished:
             faults = group.poll(POLL_S)
@@ -202,19 +199,19 @@ class _Supervisor:
         self._step = group.step
         return None
 
-    def _should_leave(self, group: "WorkerGroup") -> bool:
+    def _should_leave(self, group: WorkerGroup) -> bool:
         """On SIGTERM, and when a larger group could run."""
         if self._sigterm.asked:
             return True
         self._pool.extend()
         return self._pool.size > self._size and group.stepping
 
-    def _late_to_leave(self, group: "WorkerGroup", leave_by: float | None) -> Fault | None:
+    def _late_to_leave(self, group: WorkerGroup, leave_by: float | None) -> Fault | None:
         if leave_by is None or time.monotonic() < leave_by:
             return None
         return leave_fault(group.last_rank, self._config.preempt_grace_s)
 
-    def _first_cause(self, group: "WorkerGroup", faults: list[Fault]) -> Fault:
+    def _first_cause(self, group: WorkerGroup, faults: list[Fault]) -> Fault:
         deadline = time.monotonic() + GRACE_S
         while first_cause(faults).weight == Weight.EXITED and not group.finished:
             left = deadline - time.monotonic()
@@ -224,24 +221,23 @@ class _Supervisor:
         return first_cause(faults)
 
     def _on_event(self, rank: int | None, event: Event) -> None:
-        if self._resuming and event["kind"] == "step":
+        known = read(event)
+        if self._resuming and isinstance(known, Step):
             self._resuming = False
-            self._record("resumed", rank=rank, step=event.get("step"))
-        if event["kind"] == "spawned" and rank is not None:
-            self._nodes[rank] = event["node"]
+            self._record("resumed", rank=rank, step=known.step)
+        if isinstance(known, Spawned) and rank is not None:
+            self._nodes[rank] = known.node
         self._user_on_event(rank, event)
-        if rank is not None and event["kind"] == "step":
-            for straggler in self._stragglers.take(rank, event):
-                self._record_straggler(straggler, event.get("step"))
+        if rank is not None and isinstance(known, Step):
+            for straggler in self._stragglers.take(rank, known):
+                self._record_straggler(straggler, known.step)
 
-    def _record(self, phase: str, *, rank: int | None = None, **fields: Any) -> None:
-        self._timeline.record(phase, self._restart, rank=rank, **fields)
+    def _record(self, phase: str, **fields: Any) -> None:
+        self._timeline.record(Milestone(phase, self._restart, **fields))
 
     def _record_fault(self, fault: Fault, detected: float) -> None:
-        self._timeline.record(
-            "fault", self._restart, at=fault.time, rank=fault.rank, reason=fault.reason
-        )
-        self._timeline.record("detected", self._restart, at=detected, rank=fault.rank)
+        self._record("fault", time=fault.time, rank=fault.rank, reason=fault.reason)
+        self._record("detected", time=detected, rank=fault.rank)
 
     def _record_straggler(self, found: Straggler, step: int | None) -> None:
         self._record(

@@ -2,11 +2,11 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 
+from .backend import Poll
 from .config import ClusterConfig
-from .events import EXIT
+from .events import EXIT, Exit, LogLine, Phase, Preempted, Step, read
 from .faults import Fault, exit_fault, silence_fault, stall_fault
 from .spec import Event
 
@@ -19,19 +19,6 @@ those that wait for it stop at nearly the same time, in no certain order."""
 SILENT_S = 2.0
 """Four beats."""
 LONG_STAGES = ("save", "evaluate", "load", "compile")
-
-
-@dataclass(frozen=True)
-class Poll:
-    """An answer to a long poll; after an `exit` event nothing follows."""
-
-    events: tuple[Event, ...]
-    first: int
-    """How many events of this attempt came before them."""
-    silent_s: float | None
-    """Seconds since the worker's last sign of life; None before the first."""
-    stage: str | None
-    """What the worker's last beat says that it does."""
 
 
 class RankWatch:
@@ -62,29 +49,34 @@ class RankWatch:
         self.stage = answer.stage
         fault = None
         for event in answer.events:
-            if event["kind"] == "exit":
-                self.running = False
-                fault = exit_fault(self.rank, event)
-            elif event["kind"] != "log":
-                self.progressed = now
-                self._take_progress(event)
+            fault = self._take_event(event, now) or fault
         self.seen = max(self.seen, answer.first + len(answer.events))
         return fault
 
-    def _take_progress(self, event: Event) -> None:
-        kind = event["kind"]
-        if kind in ("step", "phase"):
-            self._phase_limit_s = float(event.get("limit_s", 0.0)) if kind == "phase" else 0.0
-            self._exiting = event.get("name") == EXIT
-        if kind == "preempted":
-            self.left = True
-        if kind != "step":
-            return
-        self.step = event.get("step")
+    def _take_event(self, event: Event, now: float) -> Fault | None:
+        known = read(event)
+        if isinstance(known, Exit):
+            self.running = False
+            return exit_fault(self.rank, known)
+        if isinstance(known, LogLine):
+            return None
+        self.progressed = now
+        match known:
+            case Phase():
+                self._phase_limit_s, self._exiting = known.limit_s, known.name == EXIT
+            case Step():
+                self._phase_limit_s, self._exiting = 0.0, False
+                self._take_step(known)
+            case Preempted():
+                self.left = True
+        return None
+
+    def _take_step(self, step: Step) -> None:
+        self.step = step.step
         self.steps += 1
         if self._step_time is not None:
-            self._step_s.append(event["time"] - self._step_time)
-        self._step_time = event["time"]
+            self._step_s.append(step.time - self._step_time)
+        self._step_time = step.time
 
     def silence(self, now: float) -> float:
         """Seconds since the last sign of life that is known here; an ending process gives none."""

@@ -1,30 +1,17 @@
 """What to measure of the network."""
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .groups import KINDS, parse_groups
 from .loads import check_load
+from .operators import OPERATORS
 from .sizes import Bytes
 
-OpName = Literal[
-    "all_reduce",
-    "reduce_scatter",
-    "all_gather",
-    "broadcast",
-    "reduce",
-    "gather",
-    "scatter",
-    "all_to_all",
-    "all_to_all_v",
-    "send_recv",
-    "barrier",
-]
 DtypeName = Literal["fp64", "fp32", "bf16", "fp16", "int64", "int32", "int8", "uint8"]
-OPS: tuple[OpName, ...] = get_args(OpName)
 _INJECT = re.compile(r"(\d+):(\w+|\*):(\d+(?:\.\d+)?)")
 
 
@@ -33,7 +20,9 @@ class CollectivesConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ops: Annotated[tuple[OpName, ...], Field(min_length=1)] = OPS
+    ops: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default_factory=lambda: (*OPERATORS,)
+    )
     dtypes: Annotated[tuple[DtypeName, ...], Field(min_length=1)] = ("fp32",)
     in_place: bool | Literal["both"] = "both"
     """Of the two forms, where torch.distributed has both."""
@@ -69,6 +58,14 @@ class CollectivesConfig(BaseModel):
     seed: int = 0
     """Of the values that are sent, and of which experts are popular."""
 
+    @field_validator("ops")
+    @classmethod
+    def _check_ops(cls, ops: tuple[str, ...]) -> tuple[str, ...]:
+        for name in ops:
+            if name not in OPERATORS:
+                raise ValueError(f"{name!r}: give some of {', '.join(OPERATORS)}")
+        return ops
+
     @field_validator("groups")
     @classmethod
     def _check_groups(cls, groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +86,7 @@ class CollectivesConfig(BaseModel):
     def _check_inject(cls, text: str | None) -> str | None:
         if text is not None:
             found = _INJECT.fullmatch(text)
-            if not found or found[2] not in (*OPS, "*"):
+            if not found or not (found[2] == "*" or found[2] in OPERATORS):
                 raise ValueError(f"{text!r}: give RANK:OP:SECONDS, such as 2:all_reduce:0.01")
         return text
 

@@ -47,7 +47,7 @@ class Law:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedLaw:
     """The law that fits one operation's bus bandwidth within a host best, and the others."""
 
     op: str
@@ -75,7 +75,7 @@ def fit_laws(
     return sorted(fits, key=lambda law: law.residual_worst)
 
 
-def name_laws(report: Report, fits: list[Fit] | None = None) -> list[Named]:
+def name_laws(report: Report, fits: list[Fit] | None = None) -> list[NamedLaw]:
     """The law of every operation that was measured within a host, alone, at two counts or more."""
     found: dict[tuple[str, str, bool], dict[int, list[float]]] = defaultdict(dict)
     for f in fit_report(report) if fits is None else fits:
@@ -85,7 +85,7 @@ def name_laws(report: Report, fits: list[Fit] | None = None) -> list[Named]:
     return [_name(key, by_count) for key, by_count in found.items() if len(by_count) > 1]
 
 
-def _name(key: tuple[str, str, bool], by_count: dict[int, list[float]]) -> Named:
+def _name(key: tuple[str, str, bool], by_count: dict[int, list[float]]) -> NamedLaw:
     counts = sorted(by_count)
     busbw = [float(np.median(by_count[n])) for n in counts]
     laws = fit_laws(counts, busbw, BANDWIDTH)
@@ -94,4 +94,4 @@ def _name(key: tuple[str, str, bool], by_count: dict[int, list[float]]) -> Named
     sentence = SENTENCES[best.name].format(rate=best.rate / 1e9)
     doubt = "" if clear else f"; {second.name} fits nearly as well: measure more counts of ranks"
     text = f"{key[0]} {key[1]}: {sentence} (within {best.residual_worst:.0%}){doubt}"
-    return Named(*key, counts, busbw, best.name, clear, text, laws)
+    return NamedLaw(*key, counts, busbw, best.name, clear, text, laws)

@@ -15,16 +15,8 @@ import numpy as np
 from .. import UserError
 from .fit import Fit
 from .laws import BANDWIDTH, LATENCY, fit_laws
-from .ops import TABLE
+from .operators import OPERATORS
 
-HOPS = {
-    "all_reduce": "tree",
-    "reduce_scatter": "ring",
-    "all_gather": "ring",
-    "all_to_all": "ring",
-    "all_to_all_v": "ring",
-}
-"""The law of latency where one count of ranks was measured: it cannot say which holds."""
 EVEN = (None, "balanced")
 PLACES = {"host": "within a host", "rail": "between hosts", "hosts": "between hosts"}
 Laws = Mapping[str, Callable[[float], float]]
@@ -43,7 +35,7 @@ class Network:
     """The fits of a report, asked for times."""
 
     def __init__(self, fits: Iterable[Fit]) -> None:
-        self._fits = [f for f in fits if f.op in HOPS and f.size > 1 and f.load in EVEN]
+        self._fits = [f for f in fits if _hops(f.op) and f.size > 1 and f.load in EVEN]
 
     def seconds(self, op: str, size: float, group: Group) -> float:
         """Time of `op` over `size` bytes (nccl-tests' size; per rank in an all-to-all).
@@ -85,12 +77,12 @@ class Network:
         f = self._nearest(op, group)
         law = BANDWIDTH[self._law(f, BANDWIDTH, "nvswitch") if f.within_host else "nvswitch"]
         rate = f.busbw * law(group.size) / law(f.size)
-        line = self._latency(f, group.size) + size * TABLE[op].factor(group.size) / rate
+        line = self._latency(f, group.size) + size * OPERATORS[op].factor(group.size) / rate
         # A rank's messages are size / n long: the same part of the curve.
         return line * _correction(f, size * f.size / group.size)
 
     def _latency(self, f: Fit, size: int) -> float:
-        law = LATENCY[self._law(f, LATENCY, HOPS[f.op])]
+        law = LATENCY[self._law(f, LATENCY, _hops(f.op))]
         return f.alpha_s * law(size) / law(f.size)
 
     def _law(self, f: Fit, laws: Laws, default: str) -> str:
@@ -125,6 +117,12 @@ class Network:
                 "sizes or more"
             )
         return min(found, key=lambda f: _distance(f, group))
+
+
+def _hops(op: str) -> str:
+    """The operator's own law of latency; empty where nothing is predicted from it, as of one that
+    this installation does not know."""
+    return (OPERATORS[op].hops or "") if op in OPERATORS else ""
 
 
 def _kind(group: Group | Fit) -> str:

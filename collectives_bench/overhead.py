@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from . import clock
 from .meet import Meeting
-from .ops import TABLE, Place
+from .operators import OPERATORS
+from .operators.base import Member
 
 SIZES = (2**20, 2**22, 2**24)
 ROUNDS = 101
@@ -94,11 +95,11 @@ def _cases(
     ranks = tuple(range(meeting.world))
     for size in sizes:
         for name, loop in LOOPS.items():
-            op = TABLE[name]
-            place = Place(ranks, meeting.rank, None, device, torch.float32, op.forms[0])
-            case = op.build(place, op.count(size, meeting.world, 4))
-            case.clear()
-            yield name, size, case.call, loop(*case.buffers)
+            op = OPERATORS[name]
+            member = Member(ranks, meeting.rank, None, device, torch.float32, op.forms[0])
+            bound = op.build(member, op.count(size, meeting.world, 4))
+            bound.clear()
+            yield name, size, bound.call, loop(*bound.buffers)
 
 
 def _all_reduce(x: torch.Tensor) -> Loop:

@@ -10,7 +10,8 @@ import torch
 from .config import CollectivesConfig
 from .groups import Ranks, Setting, settings
 from .loads import counts, shares
-from .ops import ALIGNMENT, DTYPES, TABLE, holds, largest
+from .operators import OPERATORS
+from .operators.base import ALIGNMENT, DTYPES, Operator, holds, largest
 from .schema import Host, Skip
 from .sizes import label
 
@@ -47,16 +48,22 @@ class Point:
         return " ".join([*words, "in place"] if self.in_place else words)
 
     @property
+    def operator(self) -> Operator:
+        """What is measured."""
+        found: Operator = OPERATORS[self.op]
+        return found
+
+    @property
     def width(self) -> int:
         """Bytes of an element."""
         return DTYPES[self.dtype].itemsize
 
     def count(self, n: int) -> int:
         """Elements (of one part) in a communicator of `n` ranks."""
-        return TABLE[self.op].count(self.size, n, self.width)
+        return self.operator.count(self.size, n, self.width)
 
 
-class Plan:
+class SweepPlan:
     """The points of `config` on `hosts`, and what it asks for that is not there (`skips`).
 
     `tables` has `loads.read_load` of every load. UserError where a group or a load does not fit the
@@ -88,22 +95,23 @@ class Plan:
     def _of(self, setting: Setting, sizes: list[int]) -> Iterator[Point]:
         config = self._config
         for op in ("send_recv",) if setting.name == "pairs" else dict.fromkeys(config.ops):
-            if op == "send_recv" and min(map(len, setting.groups)) == 1:
+            operator: Operator = OPERATORS[op]
+            if min(map(len, setting.groups)) < operator.least:
                 self._skip(f"{op} {setting.name}", "one rank has no neighbour")
                 continue
             for dtype in dict.fromkeys(config.dtypes):
                 for in_place in self._forms(op):
-                    if op == "barrier":
+                    if not operator.sized:
                         if dtype == config.dtypes[0]:
                             yield Point(setting, op, dtype, in_place, None, 0)
                         continue
-                    for load in dict.fromkeys(config.loads) if op == "all_to_all_v" else (None,):
+                    for load in dict.fromkeys(config.loads) if operator.uneven else (None,):
                         for size in sizes:
                             yield Point(setting, op, dtype, in_place, load, size)
 
     def _forms(self, op: str) -> list[bool]:
         wanted = self._config.in_place
-        found = [form for form in TABLE[op].forms if wanted in ("both", form)]
+        found = [form for form in OPERATORS[op].forms if wanted in ("both", form)]
         if not found:
             form = "in place" if wanted else "out of place"
             self._skip(f"{op} {form}", "torch.distributed has no such form")
@@ -116,11 +124,11 @@ class Plan:
 
     def _add(self, point: Point) -> None:
         n = max(map(len, point.setting.groups))
-        if point.op == "all_to_all_v":
+        if point.operator.uneven:
             for ranks in point.setting.groups:
                 self.matrix(point, len(ranks))
-        if point.op != "barrier" and not point.count(n):
-            parts = f"{n} parts of {ALIGNMENT} bytes" if TABLE[point.op].parted else "one element"
+        if point.operator.sized and not point.count(n):
+            parts = f"{n} parts of {ALIGNMENT} bytes" if point.operator.parted else "one element"
             self._skip(point.what, f"is less than {parts}", point.size)
             return
         self.points.append(point)
@@ -137,13 +145,13 @@ class Plan:
         matrix = self.matrix(point, len(ranks))
         if matrix is not None:
             return largest(matrix) * point.width
-        return TABLE[point.op].bytes(point.count(len(ranks)), len(ranks), point.width)
+        return point.operator.bytes(point.count(len(ranks)), len(ranks), point.width)
 
     def memory(self, point: Point) -> int:
         """Bytes of the rank that needs most."""
         needs = []
         for ranks in point.setting.groups:
             n, matrix = len(ranks), self.matrix(point, len(ranks))
-            plain = TABLE[point.op].elements(n, point.count(n), point.in_place)
+            plain = point.operator.elements(n, point.count(n), point.in_place)
             needs.append(plain if matrix is None else holds(matrix))
         return max(needs) * point.width * self._staged

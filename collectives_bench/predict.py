@@ -19,7 +19,7 @@ INT64 = 8
 
 
 @dataclass(frozen=True)
-class Step:
+class StepVolume:
     """What one rank communicates in a step.
 
     `dense` parameters have copies on every rank, `experts` is the expert parameters that one rank
@@ -43,7 +43,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """`dp` data-parallel ranks, split into groups of `ep` for the experts, `per_node` on a node."""
 
     dp: int
@@ -74,7 +74,7 @@ class Prediction:
         return sum(self.parts.values())
 
 
-def calls(step: Step, layout: Layout) -> list[Call]:
+def calls(step: StepVolume, layout: RankLayout) -> list[Call]:
     """The collectives of a step. UserError where the layout does not fit the nodes."""
     dp, ep, edp = _groups(layout)
     found = _reductions(step, step.dense, dp) + _reductions(step, step.experts, edp)
@@ -87,7 +87,7 @@ def calls(step: Step, layout: Layout) -> list[Call]:
     return [c for c in found if c.group.size > 1 and c.times and c.bytes]
 
 
-def _groups(layout: Layout) -> tuple[Group, Group, Group]:
+def _groups(layout: RankLayout) -> tuple[Group, Group, Group]:
     """All ranks; one expert-parallel group; ranks with copies of the same experts."""
     dp, ep, node = layout.dp, layout.ep, min(layout.per_node, layout.dp)
     for name, size in (("ep", ep), ("per_node", node)):
@@ -106,7 +106,7 @@ def _groups(layout: Layout) -> tuple[Group, Group, Group]:
     )
 
 
-def _reductions(step: Step, parameters: int, group: Group) -> list[Call]:
+def _reductions(step: StepVolume, parameters: int, group: Group) -> list[Call]:
     """Full buckets and the last, partly full one."""
     each = step.bucket_bytes // FP32
     full, rest = divmod(parameters, each)
@@ -119,7 +119,7 @@ def _reductions(step: Step, parameters: int, group: Group) -> list[Call]:
     return found
 
 
-def predict(network: Network, step: Step, layout: Layout) -> Prediction:
+def predict(network: Network, step: StepVolume, layout: RankLayout) -> Prediction:
     """Time the step's collectives, one after the other."""
     parts = {"gradients": 0.0, "weights": 0.0, "tokens": 0.0}
     for call in calls(step, layout):

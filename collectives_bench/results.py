@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ops import TABLE
+from .operators import OPERATORS
 from .plan import Point
 from .schema import Collective, RankTimes
 
@@ -41,7 +41,7 @@ def collective(point: Point, size: int, found: Mapping[int, Found]) -> Collectiv
         p95_s=p95,
         max_s=float(slowest.max()),
         algbw=rate,
-        busbw=rate * TABLE[point.op].factor(n),
+        busbw=rate * OPERATORS[point.op].factor(n),
         wrong=sum(wrong) if wrong else None,
         per_rank=[_rank_times(rank, row) for rank, row in zip(found, times, strict=True)],
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from .fit import MAD_TO_SIGMA, host_of
+from .operators import OPERATORS
 from .schema import Collective, Report
 from .sizes import label
 
@@ -23,8 +24,6 @@ P95 = 1.645
 """Standard deviations from the median to p95 of a normal distribution."""
 DEVIATIONS = 5.0
 """Nor is what lies within this many robust deviations of the rest."""
-SYMMETRIC = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
-"""Operations in which every rank waits for every other and does the same work."""
 ALONE = 2.0
 """A rank arrives late where its time lies this many times further below the others' than those lie
 apart; of two ranks, where the other's is this many times its own."""
@@ -203,7 +202,7 @@ def late_ranks(collectives: Iterable[Collective], hosts: Mapping[int, str]) -> l
     """Ranks that the others wait for, in most sizes of a symmetric operation."""
     series: dict[tuple, list[Collective]] = defaultdict(list)
     for c in collectives:
-        if c.op in SYMMETRIC and len(c.per_rank) > 1:
+        if c.op in OPERATORS and OPERATORS[c.op].symmetric and len(c.per_rank) > 1:
             series[c.op, c.dtype, c.in_place, c.group, tuple(c.ranks), c.at_once].append(c)
     worst: dict[int, Suspect] = {}
     for found in series.values():

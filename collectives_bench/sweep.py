@@ -18,8 +18,8 @@ from .config import CollectivesConfig
 from .groups import Ranks
 from .hardware.run import free_bytes
 from .meet import Meeting
-from .ops import DTYPES, TABLE, Case, Place
-from .plan import Plan, Point
+from .operators.base import DTYPES, BoundOp, Member
+from .plan import Point, SweepPlan
 from .results import Found, collective
 from .schema import Skip
 from .sizes import label
@@ -36,7 +36,7 @@ class Sweep:
     def __init__(
         self,
         config: CollectivesConfig,
-        plan: Plan,
+        plan: SweepPlan,
         meeting: Meeting,
         device: torch.device,
         emit: Emit,
@@ -88,20 +88,20 @@ class Sweep:
             value = collective(point, self._plan.bytes(point, ranks), results)
             self._emit("measurement", value=asdict(value))
 
-    def _build(self, point: Point) -> Case | None:
+    def _build(self, point: Point) -> BoundOp | None:
         """This rank's buffers; an empty case where it looks on, None where they do not fit."""
         group = self._group(point)
         ranks = point.setting.of(self._rank)
         if ranks is None:
-            return Case(lambda: None)
+            return BoundOp(lambda: None)
         n = len(ranks)
         matrix = self._plan.matrix(point, n)
         dtype = DTYPES[point.dtype]
-        place = Place(
+        member = Member(
             ranks, ranks.index(self._rank), group, self._device, dtype, point.in_place, matrix
         )
         try:
-            return TABLE[point.op].build(place, point.count(n))
+            return point.operator.build(member, point.count(n))
         except RuntimeError as error:
             # A CPU's allocator has no error of its own.
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -121,7 +121,7 @@ class Sweep:
         mine = setting.of(self._rank)
         return None if mine is None else self._groups[mine]
 
-    def _try(self, case: Case, point: Point) -> Found | None:
+    def _try(self, case: BoundOp, point: Point) -> Found | None:
         try:
             found = self._run(case, point)
         except (RuntimeError, TimeoutError) as error:
@@ -130,7 +130,7 @@ class Sweep:
         self._meeting.end(point.what)
         return found
 
-    def _run(self, case: Case, point: Point) -> Found | None:
+    def _run(self, case: BoundOp, point: Point) -> Found | None:
         ranks = point.setting.of(self._rank)
         wrong = None
         if ranks and point.size and self._config.check:
@@ -145,7 +145,7 @@ class Sweep:
         limit = self._config.timeout_s
         return Found(clock.measure(case.call, iterations, self._device, limit, late), wrong)
 
-    def _check(self, case: Case, point: Point, ranks: Ranks) -> int:
+    def _check(self, case: BoundOp, point: Point, ranks: Ranks) -> int:
         codes = Codes(ranks, DTYPES[point.dtype], self._config.seed)
         case.prepare(codes)
         case.call()
@@ -154,7 +154,7 @@ class Sweep:
         case.clear()
         return wrong
 
-    def _warm_up(self, case: Case) -> float:
+    def _warm_up(self, case: BoundOp) -> float:
         """Seconds of a call."""
         start = time.perf_counter()
         for _ in range(self._config.warmup):

@@ -10,7 +10,7 @@ from .config import CollectivesConfig
 from .loads import read_load
 from .meet import Meeting
 from .origin import describe
-from .plan import Plan, Tables
+from .plan import SweepPlan, Tables
 from .sweep import Emit, Sweep
 
 
@@ -27,7 +27,7 @@ def run(config: CollectivesConfig, device: torch.device, emit: Emit) -> None:
     if header:
         emit("header", report=asdict(header))
     hosts = meeting.share(header.hosts if header else None)
-    plan = Plan(config, hosts, device, _tables(config, meeting))
+    plan = SweepPlan(config, hosts, device, _tables(config, meeting))
     Sweep(config, plan, meeting, device, emit).run()
 
 

@@ -117,7 +117,7 @@ def _short(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class CompileJob:
     """The variant at `index` of `forms(target, module)`: what a process is sent."""
 
     target: str
@@ -134,29 +134,33 @@ def forms(target: str, module: str) -> list[Variant]:
     return [form for v in found for form in (v, replace(v, large=True))]
 
 
-def run_job(job: Job) -> Verdict:
+def run_job(job: CompileJob) -> Verdict:
     return check(forms(job.target, job.module)[job.index], TARGETS[job.target])
 
 
-def jobs(targets: list[str], modules: list[str]) -> list[Job]:
+def jobs(targets: list[str], modules: list[str]) -> list[CompileJob]:
     """Every form of these operators' modules on these targets."""
     return [
-        Job(target, module, index)
+        CompileJob(target, module, index)
         for module in modules
         for target in targets
         for index in range(len(forms(target, module)))
     ]
 
 
-def check_all(todo: list[Job], workers: int | None = None) -> Iterator[tuple[Job, Verdict]]:
+def check_all(
+    todo: list[CompileJob], workers: int | None = None
+) -> Iterator[tuple[CompileJob, Verdict]]:
     """Run the jobs in `workers` processes (None: one a core), as they finish.
 
     A compiler that takes its process down costs the job its verdict, not the run: jobs lost with
     the pool run again, each in a process of its own.
     """
-    lost: list[Job] = []
+    lost: list[CompileJob] = []
     with _pool(workers or len(os.sched_getaffinity(0))) as pool:
-        pending: dict[Future[Verdict], Job] = {pool.submit(run_job, job): job for job in todo}
+        pending: dict[Future[Verdict], CompileJob] = {
+            pool.submit(run_job, job): job for job in todo
+        }
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 job = pending.pop(future)
@@ -173,7 +177,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _alone(job: Job) -> Verdict:
+def _alone(job: CompileJob) -> Verdict:
     variant, target = forms(job.target, job.module)[job.index], TARGETS[job.target]
     with _pool(1) as pool:
         try:

@@ -26,6 +26,16 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=_PIPE_WIDTH)
 
 
+@contextmanager
+def usable(path: str) -> Iterator[None]:
+    """Make the system's refusal of a path the user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: {reason}; give a folder that this user can write") from None
+
+
 def check_writable(option: str, path: Path | None) -> None:
     """Refuse a file that cannot be written before the work that fills it."""
     if path is None:

@@ -9,25 +9,24 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
 
-import torch
-import torch.distributed as dist
 from rich.console import Console
 
 from .. import UserError
 from ..cluster.events import EventWriter
 from ..cluster.spec import ROLLBACK_EXIT, USER_ERROR_EXIT
 from ..moe.checkpoint.commit import CheckpointError
+from .chaos.control import VARIABLE
 from .config import RESOLVED, RunConfig, dump, load
 from .train.elastic import layout_for
 from .train.hardware import make_deterministic, rank_device
-from .train.health import RollBackError
 from .train.log import Listener
-from .train.loop import Training
+from .train.loop import BeforeStep, Training
 from .train.preempt import Preemption
+from .train.process_group import process_group
 from .train.progress import Display
+from .train.records import to_json
+from .train.rollback import RollBackError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +61,7 @@ def _failed(events: EventWriter, error: Exception, code: int) -> int:
 def _listener(config: RunConfig, events: EventWriter) -> Iterator[Listener]:
     """The supervisor, which shows the run; without one (torchrun, Slurm) rank 0 shows it here."""
     if events.connected or os.environ.get("RANK", "0") != "0":
-        yield lambda record: events.emit(**record)
+        yield lambda record: events.emit(**to_json(record))
         return
     with Display(Console(), config.steps, config.log_interval) as display:
         yield display
@@ -80,11 +79,20 @@ def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> bo
     world = int(os.environ.get("WORLD_SIZE", "1"))
     resized = config.cluster.elastic and world != config.layout.world_size
     placed = layout_for(config, world) if resized else config
-    with Preemption() as preemption, process_group(device):
-        training = Training(placed, device, listeners, events, preemption)
-        if training.log:
+    with Preemption() as preemption, process_group(device, orderly=(RollBackError,)):
+        training = Training(placed, device, listeners, events, preemption, _faults_on_purpose())
+        if training.channel.log:
             _publish(config)
         return training.run()
+
+
+def _faults_on_purpose() -> BeforeStep | None:
+    """What `moelstrom chaos` does to this rank before each step."""
+    if VARIABLE not in os.environ:
+        return None
+    from .chaos.hook import Hook
+
+    return Hook.from_env(int(os.environ.get("RANK", "0"))).before_step
 
 
 def _publish(config: RunConfig) -> None:
@@ -92,27 +100,6 @@ def _publish(config: RunConfig) -> None:
     pending = config.folder / f".{RESOLVED}.pending"
     pending.write_text(dump(config), encoding="utf-8")
     pending.rename(config.folder / RESOLVED)
-
-
-@contextmanager
-def process_group(device: torch.device, timeout_s: float | None = None) -> Iterator[None]:
-    """The default process group: env:// when a launcher started us, else of one process.
-
-    `timeout_s` is how long a collective may take; None: torch's own default.
-    """
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    place: dict[str, Any] = (
-        {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    )
-    bound = device if device.type == "cuda" else None
-    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, device_id=bound, timeout=timeout, **place)
-    try:
-        yield
-    finally:
-        # After an error the peers may be gone, and a teardown would wait for them.
-        if sys.exc_info()[0] in (None, RollBackError):
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

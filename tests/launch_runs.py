@@ -14,7 +14,8 @@ from moelstrom.cluster.events import EventWriter
 from moelstrom.launch.config import load
 from moelstrom.launch.data.prepare import prepare
 from moelstrom.launch.data.tokenizer import ByteTokenizer
-from moelstrom.launch.train.log import read
+from moelstrom.launch.train.log import select
+from moelstrom.launch.train.records import StepRecord
 from moelstrom.launch.worker import run
 from moelstrom.moe.checkpoint.folder import step_folder
 from moelstrom.moe.checkpoint.reader import verify
@@ -78,8 +79,8 @@ def run_here(config: Path) -> bool:
 
 def losses(output: Path) -> dict[int, float]:
     """Training loss of each step, as last logged."""
-    steps = (r for r in read(output) if r["kind"] == "step")
-    return {r["step"]: r["loss"] for r in steps if "loss" in r}
+    steps = select(output, StepRecord)
+    return {r.step: r.loss for r in steps if r.loss is not None}
 
 
 def final_state(output: Path, step: int = STEPS) -> dict[str, torch.Tensor]:

@@ -10,24 +10,24 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from .case import DTYPES, Call, Case
+from .case import DTYPES, Call, Probe
 from .config import HardwareConfig
 
 BACKWARD = 2.5
 
 
-def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """One sequence of each length in the first dtype, forward and forward + backward."""
     for kind in ("forward", "forward+backward"):
         for length in config.lengths(device):
             yield _case(kind, length, config, device)
 
 
-def _case(kind: str, length: int, config: HardwareConfig, device: torch.device) -> Case:
+def _case(kind: str, length: int, config: HardwareConfig, device: torch.device) -> Probe:
     dtype, backward = config.gemm_dtypes[0], kind != "forward"
     heads, kv, width = config.heads, config.kv_heads, config.head_dim
     moved = DTYPES[dtype].itemsize * length * width * 2 * (heads + kv) * (3 if backward else 1)
-    return Case(
+    return Probe(
         bench="attention",
         kind=kind,
         dtype=dtype,

@@ -16,7 +16,7 @@ ROTATION_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Case:
+class Probe:
     """`make` allocates the operands and returns the call; `bytes` is what that takes of the
     device's memory, `work` what one call moves (bytes) or computes (FLOPs), by `unit`."""
 

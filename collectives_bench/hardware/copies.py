@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from .case import Call, Case
+from .case import Call, Probe
 from .config import HardwareConfig
 
 
-def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """Both directions over sizes; none on a CPU, which has no other memory."""
     if device.type == "cpu":
         return
@@ -18,8 +18,8 @@ def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
                 yield _case(way, place, size, device)
 
 
-def _case(way: str, place: str, size: int, device: torch.device) -> Case:
-    return Case(
+def _case(way: str, place: str, size: int, device: torch.device) -> Probe:
+    return Probe(
         bench="copy",
         kind=f"{way} {place}",
         dtype="bytes",

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 
 from ...kernels.grouped_mlp import grouped_mlp
-from .case import DTYPES, Call, Case, rotate, rotations
+from .case import DTYPES, Call, Probe, rotate, rotations
 from .config import HardwareConfig
 
 
-def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """Every shape of the sweep in every dtype, then the model's products in the first."""
     for dtype in config.gemm_dtypes:
         for shape in config.gemms(device):
@@ -18,11 +18,11 @@ def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
         yield _case(name, config.gemm_dtypes[0], (m, n, k), device)
 
 
-def _case(kind: str, dtype: str, shape: tuple[int, ...], device: torch.device) -> Case:
+def _case(kind: str, dtype: str, shape: tuple[int, ...], device: torch.device) -> Probe:
     m, n, k = shape
     operands = DTYPES[dtype].itemsize * (m * k + n * k + m * n)
     sets = rotations(operands, device)
-    return Case(
+    return Probe(
         bench="gemm",
         kind=kind,
         dtype=dtype,
@@ -46,7 +46,7 @@ def _normal(rows: int, columns: int, dtype: str, device: torch.device) -> torch.
     return values.normal_()
 
 
-def expert_cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def expert_cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """Each experts' shape, forward and with its backward pass (3 x the FLOPs), in the first dtype;
     by the form that training runs (Triton on a GPU, torch elsewhere)."""
     dtype = config.gemm_dtypes[0]
@@ -55,11 +55,11 @@ def expert_cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]
         yield _experts("forward+backward", dtype, shape, device)
 
 
-def _experts(kind: str, dtype: str, shape: tuple[int, ...], device: torch.device) -> Case:
+def _experts(kind: str, dtype: str, shape: tuple[int, ...], device: torch.device) -> Probe:
     rows, hidden, width, experts = shape
     weights, activations = 3 * experts * hidden * width, rows * (2 * hidden + 3 * width)
     backward = kind != "forward"
-    return Case(
+    return Probe(
         bench="experts",
         kind=kind,
         dtype=dtype,

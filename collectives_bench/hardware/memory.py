@@ -8,22 +8,22 @@ from collections.abc import Iterator
 
 import torch
 
-from .case import Call, Case
+from .case import Call, Probe
 from .config import HardwareConfig
 
 BUFFERS = {"copy": 2, "scale": 2, "triad": 3, "read": 1, "write": 1}
 
 
-def cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """fp32; `bytes` of one buffer, `moved` by one call over all of them."""
     for kind in config.kinds:
         for size in config.sizes(device):
             yield _case(kind, max(size // 4, 1), device)
 
 
-def _case(kind: str, count: int, device: torch.device) -> Case:
+def _case(kind: str, count: int, device: torch.device) -> Probe:
     moved = BUFFERS[kind] * 4 * count
-    return Case(
+    return Probe(
         bench="memory",
         kind=kind,
         dtype="fp32",

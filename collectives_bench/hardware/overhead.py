@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import attention, gemm, memory
-from .case import Case
+from .case import Probe
 from .clock import Times, bare, measure
 from .config import HardwareConfig
 
@@ -26,7 +26,7 @@ def compare(device: torch.device, rounds: int = ROUNDS) -> list[dict[str, Any]]:
     return [_compare(case, device, rounds) for case in _cases(device)]
 
 
-def _compare(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+def _compare(case: Probe, device: torch.device, rounds: int) -> dict[str, Any]:
     call = case.make()
     calls = _calls(measure(call, device, BUDGET_S))
     pairs = []
@@ -48,7 +48,7 @@ def _calls(times: Times) -> int:
     return times.samples * times.calls
 
 
-def _cases(device: torch.device) -> Iterator[Case]:
+def _cases(device: torch.device) -> Iterator[Probe]:
     gpu = device.type == "cuda"
     side = 4096 if gpu else 512
     config = HardwareConfig(

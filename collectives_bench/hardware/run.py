@@ -11,11 +11,11 @@ import torch
 from ..origin import describe, gather, rank_and_world
 from ..schema import Hardware, Skip
 from . import attention, copies, gemm, memory
-from .case import Case
+from .case import Probe
 from .clock import measure
 from .config import HardwareConfig
 
-Cases = Callable[[HardwareConfig, torch.device], Iterator[Case]]
+Cases = Callable[[HardwareConfig, torch.device], Iterator[Probe]]
 Emit = Callable[..., None]
 
 BENCHES: Mapping[str, Cases] = {
@@ -52,12 +52,14 @@ def run(config: HardwareConfig, device: torch.device, emit: Emit) -> None:
             emit(kind, value=asdict(result))
 
 
-def _cases(config: HardwareConfig, device: torch.device) -> Iterator[Case]:
+def _cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     for bench in dict.fromkeys(config.benches):
         yield from BENCHES[bench](config, device)
 
 
-def _result(case: Case, config: HardwareConfig, device: torch.device, rank: int) -> Hardware | Skip:
+def _result(
+    case: Probe, config: HardwareConfig, device: torch.device, rank: int
+) -> Hardware | Skip:
     room = int(config.memory_fraction * free_bytes(device))
     if case.bytes > room:
         return _skip(case, rank, f"needs {case.bytes:,} bytes, and {room:,} may be used")
@@ -84,7 +86,7 @@ def _result(case: Case, config: HardwareConfig, device: torch.device, rank: int)
     )
 
 
-def _skip(case: Case, rank: int, reason: str) -> Skip:
+def _skip(case: Probe, rank: int, reason: str) -> Skip:
     return Skip(f"{case.name}, rank {rank}", case.bytes, reason)
 
 

@@ -56,7 +56,7 @@ def route(counts: list[int], tokens: int, generator: torch.Generator) -> torch.T
 
 
 @dataclass(frozen=True)
-class Case:
+class LayerCase:
     """One width and load on the GPU, in bf16.
 
     `x` [T, D], `rows` [N, D] the same sorted by expert, `weights` [T, k] fp32, `experts` [T, k],
@@ -80,7 +80,7 @@ class Case:
     row_grad: torch.Tensor
 
 
-def make(width: Width, load: str, tokens: int = TOKENS) -> Case:
+def make(width: Width, load: str, tokens: int = TOKENS) -> LayerCase:
     """Draw a case: unit-variance tokens, weights scaled so that every layer keeps that."""
     generator = torch.Generator().manual_seed(0)
     copies = tokens * width.top_k
@@ -94,7 +94,7 @@ def make(width: Width, load: str, tokens: int = TOKENS) -> Case:
 
     torch.manual_seed(0)
     x = normal(tokens, width.hidden)
-    return Case(
+    return LayerCase(
         width=width,
         load=load,
         tokens=tokens,

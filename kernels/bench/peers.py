@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..grouped_mlp import grouped_mlp, grouped_mlp_torch, moe_mlp, moe_mlp_torch, sort_by_expert
 from ..permute import combine_rows, gather_rows, inverse_permutation
-from .cases import Case
+from .cases import LayerCase
 from .timing import Call
 
 DENSE_CHAIN = (
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     output: Callable[[], torch.Tensor] | None
 
 
-Maker = Callable[[Case], Pair]
+Maker = Callable[[LayerCase], Pair]
 
 
 def differentiable(
@@ -62,7 +62,7 @@ def differentiable(
     return Pair(forward, both, forward)
 
 
-def dense_chain(case: Case) -> Pair:
+def dense_chain(case: LayerCase) -> Pair:
     """What DENSE_CHAIN says."""
     rows, dy = case.rows.detach(), case.row_grad
     w1, w2 = case.gate_up.detach()[0], case.down.detach()[0]
@@ -81,7 +81,7 @@ def dense_chain(case: Case) -> Pair:
     return Pair(forward, both, None)
 
 
-def dense_mlp(case: Case) -> Pair:
+def dense_mlp(case: LayerCase) -> Pair:
     """A dense SwiGLU layer of the same FLOPs through autograd, one weight matrix for all rows."""
     leaves = (case.gate_up[0], case.down[0])
     w1, w2 = (weight.detach().clone().requires_grad_() for weight in leaves)
@@ -95,7 +95,7 @@ def dense_mlp(case: Case) -> Pair:
     return pair._replace(output=None)
 
 
-def distinct_bmm(case: Case) -> Pair:
+def distinct_bmm(case: LayerCase) -> Pair:
     """The dense chain's products as torch.bmm over E equal groups with their own weights."""
     width = case.width
 
@@ -120,7 +120,7 @@ def distinct_bmm(case: Case) -> Pair:
 
 
 def _experts(layer: Callable[..., torch.Tensor]) -> Maker:
-    def make(case: Case) -> Pair:
+    def make(case: LayerCase) -> Pair:
         def run(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
             return layer(x, gate_up, down, case.offsets)
 
@@ -171,7 +171,7 @@ def _torch_block(
 
 
 def _block(layer: Callable[..., torch.Tensor]) -> Maker:
-    def make(case: Case) -> Pair:
+    def make(case: LayerCase) -> Pair:
         def run(*inputs: torch.Tensor) -> torch.Tensor:
             return layer(*inputs, case.experts)
 
@@ -184,7 +184,7 @@ def _compiled(layer: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return torch.compile(layer, fullgraph=True, dynamic=False)
 
 
-def liger(case: Case) -> Pair:
+def liger(case: LayerCase) -> Pair:
     """liger-kernel's fused MoE."""
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
@@ -212,7 +212,7 @@ def narrow_liger(single: bool) -> None:
 
 
 def _transformers(implementation: str) -> Maker:
-    def make(case: Case) -> Pair:
+    def make(case: LayerCase) -> Pair:
         module = _transformers_experts(case, implementation)
         weights = case.weights.detach().to(case.x.dtype).requires_grad_()
 
@@ -227,7 +227,7 @@ def _transformers(implementation: str) -> Maker:
     return make
 
 
-def _transformers_experts(case: Case, implementation: str) -> Any:
+def _transformers_experts(case: LayerCase, implementation: str) -> Any:
     folder = "transformers.models.qwen3_moe"
     config = importlib.import_module(f"{folder}.configuration_qwen3_moe").Qwen3MoeConfig(
         hidden_size=case.width.hidden,

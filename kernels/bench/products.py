@@ -41,7 +41,7 @@ class Operands:
         return self.gate_up if operator == "gate_up_gradient" else self.down
 
 
-def of_case(case: cases.Case) -> Operands:
+def of_case(case: cases.LayerCase) -> Operands:
     """Operands at a case's shape and load."""
     x, gate_up, down = (t.detach() for t in (case.rows, case.gate_up, case.down))
     return _with_activations(x, case.row_grad, gate_up, down, case.offsets)

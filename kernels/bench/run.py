@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import accuracy, others
-from .cases import LOADS, SKEW, TOKENS, WIDTHS, Case, make
+from .cases import LOADS, SKEW, TOKENS, WIDTHS, LayerCase, make
 from .peers import (
     DENSE,
     DENSE_CHAIN,
@@ -24,7 +24,7 @@ from .peers import (
     Pair,
     narrow_liger,
 )
-from .timing import DeviceLostError, Plan, Timing, free, measure, reason
+from .timing import DeviceLostError, Rounds, Timing, free, measure, reason
 from .warm import COMPILED, compile_all
 
 METHOD = (
@@ -36,14 +36,14 @@ METHOD = (
     "its inputs, outputs included. skewed: the experts' loads fall linearly, largest over "
     f"smallest {SKEW:g}."
 )
-FULL = Plan(rounds=15, slow_rounds=5)
-QUICK = Plan(rounds=7, slow_rounds=3)
+FULL = Rounds(rounds=15, slow_rounds=5)
+QUICK = Rounds(rounds=7, slow_rounds=3)
 
 Say = Callable[[str], None]
 Keep = Callable[[dict[str, Any]], object]
 
 
-class Bench:
+class KernelBench:
     """One run; `results` grows as it goes, and `keep` gets it whenever it has grown, so that what
     was measured is not lost with the run."""
 
@@ -140,7 +140,7 @@ class Bench:
         left_out += EQUAL_GROUPS if load != "balanced" else ()
         return {name: make for name, make in makers.items() if name not in left_out}
 
-    def _time(self, case: Case, scope: str, makers: dict[str, Maker]) -> None:
+    def _time(self, case: LayerCase, scope: str, makers: dict[str, Maker]) -> None:
         label = f"{case.width}, {case.load}, {scope}"
         pairs: dict[str, Pair] = {}
         for name, make_pair in makers.items():
@@ -159,7 +159,7 @@ class Bench:
         self._agree(pairs, label)
 
     def _record(
-        self, case: Case, scope: str, direction: str, found: dict[str, Timing], flops: int
+        self, case: LayerCase, scope: str, direction: str, found: dict[str, Timing], flops: int
     ) -> None:
         dense = found.get(DENSE)
         for name, timing in found.items():

@@ -34,7 +34,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Rounds:
     """How often to call: `rounds` each, but `slow_rounds` for calls above `slow_ms`."""
 
     rounds: int
@@ -43,7 +43,7 @@ class Plan:
 
 
 def measure(
-    calls: Mapping[str, Call], plan: Plan, failed: Callable[[str, Exception], None]
+    calls: Mapping[str, Call], plan: Rounds, failed: Callable[[str, Exception], None]
 ) -> dict[str, Timing]:
     """Time every call, round after round in turn, so that clocks and heat fall on all alike.
 
@@ -107,7 +107,7 @@ def free() -> None:
     torch.cuda.empty_cache()
 
 
-def _warm_up(call: Call, plan: Plan) -> tuple[int, int]:
+def _warm_up(call: Call, plan: Rounds) -> tuple[int, int]:
     """(bytes one call allocates, rounds to give it)."""
     call()
     torch.cuda.synchronize()

@@ -24,7 +24,7 @@ from .candidates import candidates, describe, fastest, now
 from .cases import TOKENS, WIDTHS, Width, make
 from .products import Config, Operands, check, dense, draw, flops, launch, of_case
 from .run import Say, environment
-from .timing import DeviceLostError, Plan, burst, free, measure, reason, still_there
+from .timing import DeviceLostError, Rounds, burst, free, measure, reason, still_there
 
 METHOD = (
     "Balanced loads. Every config in a burst of calls back to back, median (burst_tflops); then "
@@ -33,7 +33,7 @@ METHOD = (
     'of "*" has the best geometric mean of burst rates over the widths. dense: torch.mm (cuBLAS or '
     "hipBLASLt) with one weight matrix for all rows, no activation."
 )
-ROUNDS = Plan(rounds=15, slow_rounds=8)
+ROUNDS = Rounds(rounds=15, slow_rounds=8)
 FINALISTS = 4
 DENSE = "dense"
 COUNTS = [130, 0, 1, 300, 64, 0, 17, 128, 5, 0, 0, 256, 31, 90, 0, 2]
@@ -43,7 +43,7 @@ SIZES = ((384, 320), (512, 512))
 PROCESS_BYTES = 2 << 30
 """Device memory a checking process may take."""
 
-Job = tuple[str, Config]
+Trial = tuple[str, Config]
 Row = dict[str, Any]
 
 
@@ -178,7 +178,7 @@ def _steadiest(rows: list[Row]) -> Config | None:
     return max(scores, key=lambda score: score[0])[1] if scores else None
 
 
-def attempt(job: Job) -> str | None:
+def attempt(job: Trial) -> str | None:
     """Compile one config and hold it against fp32: the problem, if any. Raises DeviceLostError
     where the GPU answers no more."""
     operator, config = job
@@ -193,16 +193,16 @@ def attempt(job: Job) -> str | None:
     return "; ".join(dict.fromkeys(bad)) or None
 
 
-def check_all(jobs: list[Job]) -> Iterator[tuple[Job, str | None]]:
+def check_all(jobs: list[Trial]) -> Iterator[tuple[Trial, str | None]]:
     """Attempt every job in processes that share the GPU, as they finish.
 
     A kernel that takes its process or the process's GPU context down costs the job its place, not
     the run: jobs lost that way run again, each in a process of its own.
     """
     workers = _workers(len(jobs))
-    lost: list[Job] = []
+    lost: list[Trial] = []
     with _pool(workers) as pool:
-        pending: dict[Future[str | None], Job] = {pool.submit(attempt, j): j for j in jobs}
+        pending: dict[Future[str | None], Trial] = {pool.submit(attempt, j): j for j in jobs}
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 job = pending.pop(future)
@@ -224,7 +224,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _alone(job: Job) -> str | None:
+def _alone(job: Trial) -> str | None:
     with _pool(1) as pool:
         try:
             return pool.submit(attempt, job).result()

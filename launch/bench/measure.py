@@ -6,7 +6,7 @@ from ...collectives_bench import worker as collectives_worker
 from ...collectives_bench.config import CollectivesConfig
 from ...collectives_bench.hardware import run as hardware_run
 from ..train.hardware import rank_device
-from ..worker import process_group
+from ..train.process_group import process_group
 from .config import Run, own_config
 
 Emit = Callable[..., None]

@@ -8,17 +8,17 @@ from ...collectives_bench.report.grid import Grid
 from ...collectives_bench.report.tables import number, time
 from ...collectives_bench.schema import Report
 from ...moe.sizing.communication import Traffic
+from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.config import microbatches
 from ..data.tokenizer import load_tokenizer
 from ..size.network import measured
-from ..train.loop import sized
 
 LARGEST = 10_000
 
 
 @dataclass(frozen=True)
-class Point:
+class PredictedStep:
     """A step's communication on `ranks` ranks of `nodes` nodes, in seconds."""
 
     ranks: int
@@ -31,7 +31,9 @@ class Point:
         return self.traffic.gradients + self.traffic.weights + self.traffic.tokens
 
 
-def predict(report: Report, run: RunConfig, per_node: int, counts: list[int]) -> list[Point]:
+def predict(
+    report: Report, run: RunConfig, per_node: int, counts: list[int]
+) -> list[PredictedStep]:
     """The step of `run` on each count of ranks, every rank's own work unchanged.
 
     UserError where a count does not fill whole nodes and expert groups, or a fit is missing.
@@ -45,7 +47,7 @@ def predict(report: Report, run: RunConfig, per_node: int, counts: list[int]) ->
         check(ranks, per_node, run.layout.ep)
         layout = run.layout.model_copy(update={"dp": ranks})
         traffic = network.predict(model, layout, tokens, each, run.engine.recompute)
-        points.append(Point(ranks, -(-ranks // per_node), traffic))
+        points.append(PredictedStep(ranks, -(-ranks // per_node), traffic))
     return points
 
 
@@ -68,7 +70,7 @@ def default_counts(per_node: int, ep: int) -> list[int]:
     return list(dict.fromkeys([*counts, last]))
 
 
-def table(points: list[Point], compute_s: float | None) -> Grid:
+def table(points: list[PredictedStep], compute_s: float | None) -> Grid:
     """A row a count; with the time of the computation also the step's bounds."""
     columns = ["ranks", "nodes", "gradients", "weights", "tokens", "communication"]
     columns += ["step, all overlapped", "step, none"] if compute_s is not None else []

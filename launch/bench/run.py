@@ -23,14 +23,14 @@ MARGIN_S = 60.0
 """The workers' own time-out comes first by this much: it knows which rank was missing."""
 
 
-class Recorder:
+class ReportRecorder:
     """Shows a run's events, and keeps its report."""
 
     def __init__(self, kind: Kind, run: Run, console: Console) -> None:
         self.collector = Collector(_initial(kind, run), folder_of(kind, run) / REPORT)
         self._view = LiveView(console, kind)
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "ReportRecorder":
         self._view.__enter__()
         return self
 
@@ -66,7 +66,7 @@ def _initial(kind: Kind, run: Run) -> Report:
 
 def run_here(kind: Kind, run: Run, console: Console) -> Report:
     """Measure as rank 0 of env://, or as the one rank; the report also of a run that failed."""
-    with Recorder(kind, run, console) as recorder:
+    with ReportRecorder(kind, run, console) as recorder:
         try:
             measure(run, recorder.emit)
         except KeyboardInterrupt:
@@ -88,7 +88,7 @@ def run_under_ray(kind: Kind, run: Run, console: Console) -> Report:
     command = (sys.executable, "-m", "moelstrom.launch.bench.worker", kind)
     # The config itself, so that no other node needs the file.
     spec = WorkerSpec((*command, "--json", run.model_dump_json()), run.ranks)
-    with Recorder(kind, run, console) as recorder:
+    with ReportRecorder(kind, run, console) as recorder:
 
         def on_event(rank: int | None, event: Event) -> None:
             recorder(event)

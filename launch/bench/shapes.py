@@ -3,9 +3,9 @@
 import json
 
 from ...moe.sizing.products import expert_shapes, gemm_shapes
+from ...moe.vocabulary import sized
 from ..config import load
 from ..data.tokenizer import load_tokenizer
-from ..train.loop import sized
 
 
 def settings(source: str) -> list[str]:

@@ -1,16 +1,15 @@
 """What a run made of its faults: how long each phase took, and which steps and samples it cost."""
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...cluster.spec import Event
-from ..train.health import passed_over
-from ..train.log import LOG_NAME, read
+from ..train.log import history, read
+from ..train.records import RunRecord, StepRecord
+from ..train.rollback import passed_over
 from .injector import Injection
 
 PHASES = ("detect_s", "regroup_s", "load_s", "first_step_s", "down_s")
@@ -103,7 +102,7 @@ def judge(
     message: str,
 ) -> Report:
     """The report of a run whose output is `folder`; `faults` is how many it should have met."""
-    steps = {r["step"]: r for r in read(folder) if r["kind"] == "step"}
+    steps = {r.step: r for r in read(folder) if isinstance(r, StepRecord)}
     times = [event["time"] for event in recorder.events] or [0.0]
     wall = max(times) - min(times)
     restarts = [e["restart"] for e in recorder.events if e["kind"] == "timeline"]
@@ -114,7 +113,7 @@ def judge(
         restarts=max(restarts, default=0),
         not_reached=faults - len(done),
         wall_s=wall,
-        goodput=sum(r["step_s"] for r in steps.values()) / wall if wall else 0.0,
+        goodput=sum(r.step_s or 0.0 for r in steps.values()) / wall if wall else 0.0,
         samples=samples(list(steps.values()), passed_over(folder)),
         recoveries=recoveries(recorder.events, done, steps_undone(folder), exit_code == 0),
         events=recorder.events,
@@ -178,28 +177,26 @@ def _between(start: float | None, end: float | None) -> float | None:
 def steps_undone(folder: Path) -> list[tuple[float, int]]:
     """For each start in a run's log: when it was, and how many logged steps it went back."""
     found: list[tuple[float, int]] = []
-    last, path = 0, folder / LOG_NAME
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        with suppress(ValueError):  # A kill cut it short.
-            record = json.loads(line)
-            if record["kind"] == "step":
-                last = max(last, record["step"])
-            if record["kind"] == "run":
-                found.append((record["time"], max(0, last - record["step"])))
-                last = record["step"]
+    last = 0
+    for record in history(folder):
+        match record:
+            case StepRecord():
+                last = max(last, record.step)
+            case RunRecord():
+                found.append((record.time, max(0, last - record.step)))
+                last = record.step
     return found
 
 
-def samples(steps: Sequence[dict[str, Any]], policy: Sequence[tuple[int, int]]) -> Samples | None:
+def samples(steps: Sequence[StepRecord], policy: Sequence[tuple[int, int]]) -> Samples | None:
     """Count over the steps' ranges `samples`: [first, last + 1)."""
-    if not steps or any("samples" not in record for record in steps):
+    used = [record.samples for record in steps if record.samples is not None]
+    if not steps or len(used) < len(steps):
         return None
     lost = repeated = 0
     expected = 0
     passed = sum(last - first for first, last in policy)
-    ranges = [tuple(record["samples"]) for record in steps] + list(policy)
-    for first, last in sorted(ranges):
+    for first, last in sorted([*used, *policy]):
         lost += max(0, first - expected)
         repeated += max(0, min(last, expected) - first)
         expected = max(expected, last)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ...cluster.spec import Event
 from ..config import RunConfig
+from ..train.start import train_under_ray
 from .actions import check_fillable
 from .control import VARIABLE
 from .injector import Injector
@@ -18,8 +19,6 @@ def train_under_faults(
 ) -> Report:
     """Train the resolved config under Ray while the faults come. Raises UserError for a scenario
     that would harm more than the run."""
-    from ..cli import train_under_ray
-
     control = (run.folder / "chaos" / "control").resolve()
     checkpoints = Path(run.placed_checkpoint.path)
     if any(fault.kind == "disk_full" for fault in scenario.faults):

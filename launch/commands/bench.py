@@ -15,7 +15,9 @@ from .. import config, terminal
 from ..bench import config as bench_config
 from ..bench.config import Kind, check_kind
 
-app = typer.Typer(help="Measure the network and the devices.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure the network and the devices.", no_args_is_help=True, add_completion=False
+)
 
 ConfigOption = Annotated[str | None, typer.Option("--config", help="YAML file; none: defaults.")]
 SetOption = Annotated[

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from ... import UserError
 from .. import terminal
-from ..config import RunConfig, load
+from .options import ConfigArgument, SetOption
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..chaos.recovery import Report
     from ..chaos.scenario import Scenario
+    from ..config import RunConfig
 
-ConfigArgument = Annotated[str, typer.Argument(help="YAML file, or a recipe's name (tiny).")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field.")
-]
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def chaos(
     config: ConfigArgument,
     overrides: SetOption = None,
@@ -35,6 +35,10 @@ def chaos(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Train, break it on purpose, and report what each fault cost; 1 if any was not overcome."""
+    from rich.console import Console
+
+    from ..config import load
+
     run = load(config, overrides)
     _check_run(run)
     faults = _faults(run, scenario, random, seed, spacing)
@@ -46,7 +50,7 @@ def chaos(
         raise typer.Exit(1)
 
 
-def _check_run(run: RunConfig) -> None:
+def _check_run(run: "RunConfig") -> None:
     from ..train.log import LOG_NAME
 
     if run.cluster.launcher != "ray":
@@ -59,7 +63,7 @@ def _check_run(run: RunConfig) -> None:
 
 
 def _faults(
-    run: RunConfig, path: Path | None, count: int | None, seed: int, spacing: int
+    run: "RunConfig", path: Path | None, count: int | None, seed: int, spacing: int
 ) -> "Scenario":
     from ..chaos.scenario import Draw, check, draw
     from ..chaos.scenario import load as load_scenario
@@ -75,9 +79,9 @@ def _faults(
     return found
 
 
-def _train(run: RunConfig, faults: "Scenario", console: Console) -> "Report":
+def _train(run: "RunConfig", faults: "Scenario", console: "Console") -> "Report":
     from ..chaos.run import train_under_faults
-    from ..cli import prepare
+    from ..train.start import prepare
 
     return train_under_faults(run, prepare(run), faults, console)
 

@@ -11,13 +11,15 @@ from rich.table import Table
 
 from ...collectives_bench.sizes import label
 from .. import terminal
+from .hf import commands as hf_commands
+from .opening import open_checkpoint
 
 if TYPE_CHECKING:
     from ...moe.checkpoint.reshape.plan import Plan
     from ...moe.config import OptimizerConfig
     from ...moe.state.source import Source
 
-app = typer.Typer(help="Checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Checkpoints.", no_args_is_help=True, add_completion=False)
 
 SHOWN_FILES = 16
 
@@ -143,15 +145,6 @@ def diff(
         raise typer.Exit(1)
 
 
-def open_checkpoint(path: Path, model: Path | None = None) -> "Source":
-    """A checkpoint of any known format; of a folder of ours, the newest complete one."""
-    from ...moe.checkpoint.foreign import open_source
-    from ...moe.checkpoint.foreign.wanted import read_config
-    from ...moe.checkpoint.reader import latest
-
-    return open_source(latest(path) or path, read_config(model) if model else None)
-
-
 def _plan(source: "Source", target: Any, memory: int, readers: int) -> "Plan":
     from ...moe.checkpoint.layouts.holdings import holdings
     from ...moe.checkpoint.reshape.plan import make_plan
@@ -235,3 +228,6 @@ def _show_plan(plan: "Plan", out: Path, as_json: bool) -> None:
     if len(files) > SHOWN_FILES:
         table.add_row("...", "", f"{len(files) - SHOWN_FILES} more")
     terminal.console().print(_facts_table(facts), table)
+
+
+hf_commands(app)

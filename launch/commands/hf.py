@@ -42,7 +42,7 @@ def export_hf(
 ) -> None:
     """Write a checkpoint's model as Mixtral, OLMoE or Qwen3-MoE for transformers."""
     from ...moe.checkpoint.huggingface.export import DTYPES, export
-    from .ckpt import open_checkpoint
+    from .opening import open_checkpoint
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: give {' or '.join(DTYPES)}")

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from ... import UserError
 from ...kernels import registry
-from ...kernels.check import Job, Verdict, check_all, forms, jobs
+from ...kernels.check import CompileJob, Verdict, check_all, forms, jobs
 from ...kernels.roofline import LABEL, Estimate, estimate
 from ...kernels.targets import TARGETS, find
 from .. import terminal
 
-app = typer.Typer(help="The Triton kernels.", no_args_is_help=True)
+app = typer.Typer(help="The Triton kernels.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
@@ -67,12 +67,12 @@ def bench(
     _need_triton()
     terminal.check_writable("--out", out)
     from ...kernels.bench import report
-    from ...kernels.bench.run import Bench, talker
+    from ...kernels.bench.run import KernelBench, talker
 
     def keep(results: dict[str, Any]) -> Path:
         return _save(results, out, "", "-quick" if quick else "")
 
-    results = Bench(quick, talker(), keep).run()
+    results = KernelBench(quick, talker(), keep).run()
     path = keep(results)
     report.plot(results, path.with_suffix(".png"))
     console = terminal.console()
@@ -150,9 +150,9 @@ def _need_triton() -> None:
         raise UserError("TRITON_INTERPRET=1 interprets kernels: unset it to compile them")
 
 
-def _run(todo: list[Job], workers: int | None) -> list[tuple[Job, Verdict]]:
+def _run(todo: list[CompileJob], workers: int | None) -> list[tuple[CompileJob, Verdict]]:
     columns = TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    found: dict[Job, Verdict] = {}
+    found: dict[CompileJob, Verdict] = {}
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(todo))
         for job, verdict in check_all(todo, workers):
@@ -161,7 +161,7 @@ def _run(todo: list[Job], workers: int | None) -> list[tuple[Job, Verdict]]:
     return [(job, found[job]) for job in todo]
 
 
-def _estimate(job: Job, verdict: Verdict) -> Estimate | None:
+def _estimate(job: CompileJob, verdict: Verdict) -> Estimate | None:
     if verdict.found is None:
         return None
     return estimate(forms(job.target, job.module)[job.index], verdict.found, TARGETS[job.target])

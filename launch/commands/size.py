@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,39 +24,10 @@ _LARGEST = 1e30
 DEFAULT_TARGET = "gfx942"
 
 
-@dataclass(frozen=True)
-class Advice:
-    """All that is shown: the question, the proposals, and where the figures come from."""
-
-    question: "Question"
-    proposals: "list[Proposal]"
-    device: str
-    network: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        question = self.question
-        return {
-            "device": self.device,
-            "network": self.network,
-            "budget": {**asdict(question.budget), "rule": question.budget_rule},
-            "training": asdict(question.training),
-            "gpus": question.ranks,
-            "gpus_per_node": question.per_node,
-            "bucket_mb": question.engine.bucket_mb,
-            "proposals": [_plain(p) for p in self.proposals],
-        }
+app = typer.Typer(add_completion=False)
 
 
-def _plain(p: "Proposal") -> dict[str, Any]:
-    return {
-        **asdict(p),
-        "model": p.model.model_dump(mode="json"),
-        "layout": p.layout.model_dump(mode="json"),
-        "memory": {**asdict(p.memory), "total": p.memory.total},
-    }
-
-
+@app.command()
 def size(
     params: Annotated[
         str | None, typer.Option(help="All parameters but the tables: 8.3B, 300M.")
@@ -102,6 +72,7 @@ def size(
     from ...moe.sizing.shapes import Fixed
     from ...moe.sizing.step import Training
     from ..size import show as size_show
+    from ..size.advice import Advice
 
     for option, path in (("--json", json_path), ("--plot", plot), ("--write", write)):
         terminal.check_writable(option, path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...collectives_bench.fit import fit_report
 from ...collectives_bench.network import Group, Network
-from ...collectives_bench.predict import Layout, Step, predict
+from ...collectives_bench.predict import RankLayout, StepVolume, predict
 from ...collectives_bench.schema import Report
 from ...kernels.targets import Target
 from ...moe.config import EngineConfig, LayoutConfig, ModelConfig
@@ -75,7 +75,7 @@ class Predicted:
     ) -> Traffic:
         """One step. UserError where the layout does not fit the nodes, or a fit is missing."""
         counts = count_parameters(model)
-        step = Step(
+        step = StepVolume(
             dense=counts.total - counts.experts,
             experts=counts.experts // layout.ep,
             width=WIDTHS[self.engine.precision],
@@ -89,7 +89,9 @@ class Predicted:
             sharded=layout.zero > 0,
             recompute=recompute,
         )
-        parts = predict(self.network, step, Layout(layout.dp, layout.ep, self._local(layout))).parts
+        parts = predict(
+            self.network, step, RankLayout(layout.dp, layout.ep, self._local(layout))
+        ).parts
         return Traffic(parts["gradients"], parts["weights"], parts["tokens"])
 
     def _local(self, layout: LayoutConfig) -> int:

@@ -17,7 +17,7 @@ from ..train.show import command
 
 if TYPE_CHECKING:
     from ...moe.sizing.adviser import Proposal
-    from ..commands.size import Advice
+    from .advice import Advice
 
 PARTS = {
     "gemm": "dense GEMMs",

@@ -1,9 +1,13 @@
 """The device of a rank, and what it can do at best."""
 
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from ... import __version__
 
 PEAK_BF16_FLOPS = {
     "H100 PCIe": 756e12,
@@ -45,3 +49,23 @@ def make_deterministic() -> None:
     # Every element is written before it is read here; filling costs bandwidth.
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement has to name: hardware and versions."""
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
+        "moelstrom": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()

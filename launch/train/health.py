@@ -1,25 +1,15 @@
 """What to do about a step that went wrong: leave its update out, go back, or stop."""
 
-import json
 import math
-import os
 import statistics
-import time
 from collections import deque
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ... import UserError
 from ..config import HealthConfig
 
-HEALTH_NAME = "health.jsonl"
-"""In the run's folder: every roll-back, one JSON object a line."""
 ADVICE = "lower optimizer.lr, or raise schedule.warmup_steps, and resume from the last checkpoint"
-
-
-class RollBackError(Exception):
-    """The run must start again from the checkpoint before this step; all ranks raise it."""
 
 
 @dataclass(frozen=True)
@@ -101,54 +91,3 @@ class Health:
         self.skips = state.get("skips", 0)
         for name, values in self._recent.items():
             values.extend(state.get(name, ()))
-
-
-@dataclass(frozen=True)
-class RollBack:
-    """One line of `health.jsonl`: the bad `step`, and its `samples` [first, end), which the run
-    passes over from then on. `behind`: the step of a checkpoint that was set aside."""
-
-    step: int
-    samples: tuple[int, int]
-    behind: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for what is no range."""
-        first, end = self.samples
-        if not 0 <= first <= end:
-            raise ValueError(f"samples {first} to {end}")
-
-
-def record_rollback(folder: Path, back: RollBack, reason: str) -> None:
-    """Note a roll-back durably."""
-    line = {"kind": "rollback", "time": time.time(), "reason": reason, **asdict(back)}
-    with (folder / HEALTH_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def rollbacks(folder: Path) -> list[RollBack]:
-    """Every roll-back so far. Raises UserError for a damaged file."""
-    path = folder / HEALTH_NAME
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A kill can cut the last line short.
-        return [_parse(json.loads(line)) for line in lines if line.endswith("\n")]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); each line must be a roll-back as the run wrote it; "
-            "restore the file, or move it away to train on every sample"
-        ) from None
-
-
-def passed_over(folder: Path) -> list[tuple[int, int]]:
-    """The samples [first, end) of every roll-back so far."""
-    return [back.samples for back in rollbacks(folder)]
-
-
-def _parse(line: dict[str, Any]) -> RollBack:
-    first, end = (int(sample) for sample in line["samples"])
-    return RollBack(int(line["step"]), (first, end), line.get("behind"))

@@ -3,26 +3,28 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from torch.utils.tensorboard import SummaryWriter
+from .records import Record, from_json, to_json
 
 LOG_NAME = "metrics.jsonl"
-Listener = Callable[[dict[str, Any]], None]
+Kind = TypeVar("Kind", bound=Record)
+Listener = Callable[[Record], None]
 
 
 class RunLog:
     """Appends every record to `metrics.jsonl` and passes it on; only rank 0 makes one.
 
-    A record is a JSON object with `kind` (`run`, `step`, `eval`, `checkpoint`, ...), `time` (UNIX
-    seconds) and mostly `step`. A resumed run appends, so a step that was repeated after a fault
-    stands twice: the last line counts.
+    A resumed run appends, so a step that was repeated after a fault stands twice: the last line
+    counts.
     """
 
     def __init__(self, folder: Path, listeners: list[Listener]) -> None:
+        # Imported here: it brings torch, which no reader needs.
+        from torch.utils.tensorboard import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         self._file = _open_at_line(folder / LOG_NAME)
         self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -30,21 +32,19 @@ class RunLog:
         # Checkpoints report from the thread that writes them.
         self._lock = threading.Lock()
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: Record) -> None:
         """Write one record."""
-        record = {"time": time.time(), **record}
         with self._lock:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(to_json(record)) + "\n")
             self._file.flush()
             self._plot(record)
         for listener in self._listeners:
             listener(record)
 
-    def _plot(self, record: dict[str, Any]) -> None:
-        step = record.get("step")
-        for key, value in _scalars(record):
-            if step is not None and key not in ("step", "time"):
-                self._board.add_scalar(f"{record['kind']}/{key}", value, step)
+    def _plot(self, record: Record) -> None:
+        for key, value in _scalars(to_json(record)):
+            if record.step is not None and key not in ("step", "time"):
+                self._board.add_scalar(f"{record.kind}/{key}", value, record.step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -72,29 +72,33 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     return flat
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[Record]:
     """The records of a run, in order, none before it began; of a step logged twice only the last.
     A line that is no record (cut short by a kill) is passed over."""
-    try:
-        lines = (folder / LOG_NAME).read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    records: dict[Any, dict[str, Any]] = {}
-    for number, line in enumerate(lines):
-        record = _record(line)
-        if record is None:
-            continue
-        key = (record["kind"], record["step"]) if "step" in record else number
+    records: dict[Any, Record] = {}
+    for number, record in enumerate(history(folder)):
+        key = number if record.step is None else (record.kind, record.step)
         records.pop(key, None)
         records[key] = record
     return list(records.values())
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def select(folder: Path, kind: type[Kind]) -> list[Kind]:
+    """Those of one kind, as `read` gives them."""
+    return [record for record in read(folder) if isinstance(record, kind)]
+
+
+def history(folder: Path) -> list[Record]:
+    """Every record as it was written, also of steps that were done again."""
     try:
-        record = json.loads(line)
+        text = (folder / LOG_NAME).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [record for line in text.split("\n") if (record := _record(line))]
+
+
+def _record(line: str) -> Record | None:
+    try:
+        return from_json(json.loads(line))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-        return None
-    return record if isinstance(record.get("step", 0), int) else None

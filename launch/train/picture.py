@@ -6,8 +6,7 @@ from typing import Any
 import matplotlib
 
 from .log import read
-
-Records = list[dict[str, Any]]
+from .records import EvalRecord, StepRecord
 
 
 def draw(folder: Path) -> Path:
@@ -18,8 +17,8 @@ def draw(folder: Path) -> Path:
     records = read(folder)
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     try:
-        steps = [r for r in records if r["kind"] == "step"]
-        _losses(axes[0, 0], steps, [r for r in records if r["kind"] == "eval"])
+        steps = [r for r in records if isinstance(r, StepRecord)]
+        _losses(axes[0, 0], steps, [r for r in records if isinstance(r, EvalRecord)])
         _line(axes[0, 1], steps, "tokens_per_s", "tokens / s")
         _line(axes[1, 0], steps, "expert_balance", "largest expert load / mean")
         _line(axes[1, 1], steps, "grad_norm", "gradient norm")
@@ -32,24 +31,30 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _losses(axis: Any, steps: Records, evaluations: Records) -> None:
+def _losses(axis: Any, steps: list[StepRecord], evaluations: list[EvalRecord]) -> None:
     _line(axis, steps, "loss", "cross-entropy (nats / token)", label="training")
-    for domain in evaluations[-1]["loss"] if evaluations else ():
-        points = [(r["step"], r["loss"][domain]) for r in evaluations if domain in r["loss"]]
+    for domain in evaluations[-1].loss if evaluations else ():
+        points = [(r.step, r.loss[domain]) for r in evaluations if domain in r.loss]
         axis.plot(*zip(*points, strict=True), "o-", label=f"validation, {domain}")
     axis.legend()
 
 
-def _line(axis: Any, steps: Records, key: str, name: str, label: str | None = None) -> None:
-    with_key = [r for r in steps if key in r]
-    values = [r[key] for r in with_key]
-    axis.plot([r["step"] for r in with_key], values, linewidth=1.2, label=label)
+def _line(
+    axis: Any, steps: list[StepRecord], field: str, name: str, label: str | None = None
+) -> None:
+    axis.plot(*_points(steps, field), linewidth=1.2, label=label)
     axis.set_xlabel("step")
     axis.set_ylabel(name)
     axis.grid(alpha=0.3)
 
 
-def _rate(axis: Any, steps: Records) -> None:
+def _rate(axis: Any, steps: list[StepRecord]) -> None:
     other = axis.twinx()
-    other.plot([r["step"] for r in steps], [r["lr"] for r in steps], "C1--", linewidth=1.2)
+    other.plot(*_points(steps, "lr"), "C1--", linewidth=1.2)
     other.set_ylabel("learning rate (dashed)")
+
+
+def _points(steps: list[StepRecord], field: str) -> tuple[list[int], list[float]]:
+    """The steps that have a field, and its values."""
+    known = [(r.step, value) for r in steps if (value := getattr(r, field)) is not None]
+    return [step for step, _ in known], [value for _, value in known]

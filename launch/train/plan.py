@@ -7,11 +7,11 @@ from ...cluster.placement import Slot, describe_placement
 from ...moe.config import ModelConfig
 from ...moe.sizing.counts import Counts, count_parameters, flops_per_token
 from ...moe.sizing.memory import Memory, estimate_memory
+from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.config import microbatches
 from ..data.tokenizer import load_tokenizer
 from .elastic import allowed_sizes
-from .loop import sized
 
 GIB = 2**30
 

@@ -85,8 +85,3 @@ def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:
                 f"model.{field}: the checkpoint has {saved.get(field)}, this run {value}; set it "
                 "back, or give the run another output folder"
             )
-
-
-def random_seed(seed: int, rank: int, step: int) -> int:
-    """The seed of a rank that a checkpoint has no random state for: it had fewer ranks."""
-    return seed * 1_000_003 + step * 65_537 + rank

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.text import Text
 from ... import UserError
 from ..config import RESOLVED, RunConfig, load
 from .plan import GIB, Plan
+from .records import EvalRecord, Record
 
 
 def plan_view(config: RunConfig, plan: Plan) -> RenderableType:
@@ -60,12 +60,12 @@ def _placement(config: RunConfig, plan: Plan) -> Table:
     return table
 
 
-def finish_view(config: RunConfig, records: list[dict[str, Any]]) -> RenderableType:
+def finish_view(config: RunConfig, records: list[Record]) -> RenderableType:
     """The last validation losses."""
-    evaluations = [r for r in records if r["kind"] == "eval"]
+    evaluations = [r for r in records if isinstance(r, EvalRecord)]
     table = Table("domain", "validation loss", "perplexity")
     if evaluations:
-        for domain, loss in evaluations[-1]["loss"].items():
+        for domain, loss in evaluations[-1].loss.items():
             table.add_row(domain, f"{loss:.4f}", f"{_exp(loss):.2f}")
     return table
 

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from moelstrom.cluster.backends.ray.session import ray_session
 from moelstrom.cluster.config import ClusterConfig
-from moelstrom.cluster.ray_session import ray_session
 from moelstrom.cluster.spec import Event, Outcome, WorkerSpec
 from moelstrom.cluster.supervisor import run_group
 
@@ -71,8 +71,8 @@ def run(local_ray: None, tmp_path: Path) -> Run:
             if on_event is not None:
                 on_event(rank, event)
 
-        spec = WorkerSpec(write_program(tmp_path, body), 2, env or {})
-        settings = ClusterConfig.model_validate({"max_restarts": 1, **config})
+        spec = WorkerSpec(write_program(tmp_path, body), 2)
+        settings = ClusterConfig.model_validate({"max_restarts": 1, "env": env or {}, **config})
         outcome = run_group(spec, settings, on_event=take, log_dir=tmp_path / "log")
         ran = Ran(outcome, events)
         assert_gone([event["pid"] for event in ran.of_kind("spawned")])

@@ -24,7 +24,7 @@ from moelstrom.cluster.supervisor import run_group
 
 config = ClusterConfig(address="10.231.77.1:6379", **json.loads(sys.argv[2]))
 size = int(sys.argv[3])
-spec = WorkerSpec((sys.executable, sys.argv[1]), size, {}, tuple(range(size, 0, -1)))
+spec = WorkerSpec((sys.executable, sys.argv[1]), size, tuple(range(size, 0, -1)))
 
 events = os.fdopen(int(sys.argv[4]), "w")  # Ray tells of lost nodes on stdout.
 

@@ -2,25 +2,26 @@ import signal
 
 import pytest
 
+from moelstrom.cluster.events import Exit
 from moelstrom.cluster.faults import (
     Fault,
     Weight,
-    actor_fault,
     exit_fault,
     first_cause,
+    seat_fault,
     silence_fault,
     stall_fault,
 )
 
 
 def exited(rank: int, code: int, at: float) -> Fault:
-    fault = exit_fault(rank, {"kind": "exit", "time": at, "code": code, "message": "last words"})
+    fault = exit_fault(rank, Exit(at, code, "last words", ()))
     assert fault is not None
     return fault
 
 
 def test_exit_zero_is_no_fault() -> None:
-    assert exit_fault(0, {"kind": "exit", "time": 1.0, "code": 0, "message": ""}) is None
+    assert exit_fault(0, Exit(1.0, 0, "", ())) is None
 
 
 def test_a_killed_rank_beats_peers_that_exited_before_it() -> None:
@@ -55,8 +56,7 @@ def test_reasons_name_the_limit() -> None:
     )
 
 
-def test_a_dead_actor_is_told_by_the_line_that_says_why() -> None:
-    error = RuntimeError("class_name: X\n  The actor died because its node has died.\nmore")
-    fault = actor_fault(2, error, 5.0)
-    assert fault.weight == Weight.KILLED
-    assert fault.reason == "the actor of rank 2 died: The actor died because its node has died."
+def test_a_lost_seat_is_as_sure_a_cause_as_a_signal() -> None:
+    fault = seat_fault(2, RuntimeError("its node has died"), 5.0)
+    assert (fault.weight, fault.time) == (Weight.KILLED, 5.0)
+    assert fault.reason == "the seat of rank 2 was lost: its node has died"

@@ -1,9 +1,9 @@
 import pytest
 
 from moelstrom import UserError
+from moelstrom.cluster.backend import Node
 from moelstrom.cluster.config import ClusterConfig
 from moelstrom.cluster.placement import (
-    Node,
     check_fits,
     describe_placement,
     gpus_per_worker,
@@ -67,13 +67,13 @@ def test_a_dry_run_on_this_machine_starts_no_ray(monkeypatch: pytest.MonkeyPatch
 
 def test_sizes_of_a_group() -> None:
     assert WorkerSpec(("x",), 4).world_sizes == (4,)
-    spec = WorkerSpec(("x",), 4, {}, (4, 2, 1))
+    spec = WorkerSpec(("x",), 4, (4, 2, 1))
     assert usable_sizes(spec, config()) == (4,)
     assert usable_sizes(spec, config(elastic=True)) == (4, 2, 1)
     assert usable_sizes(spec, config(elastic=True, min_workers=2)) == (4, 2)
     for sizes in ((2, 1), (4, 2, 3), (4, 4)):
         with pytest.raises(ValueError, match="must descend from world_size 4"):
-            WorkerSpec(("x",), 4, {}, sizes)
+            WorkerSpec(("x",), 4, sizes)
 
 
 @pytest.mark.parametrize("fields", [{"elastic": True}, {"spare_workers": 1}])

@@ -54,14 +54,16 @@ def start(folder: Path, stubborn: bool, grace_s: float) -> "subprocess.Popen[str
 
 
 def until_step(driver: "subprocess.Popen[str]", step: int) -> list[int]:
-    """Read to a step of rank 1; returns the workers' pids."""
+    """Read until both ranks have done a step; returns the workers' pids."""
     assert driver.stdout is not None
-    pids = []
+    pids, there = [], set()
     for line in driver.stdout:
         rank, event = json.loads(line)
         if event["kind"] == "spawned":
             pids.append(event["pid"])
-        if (rank, event.get("step")) == (1, step):
+        if event.get("step") == step:
+            there.add(rank)
+        if there == {0, 1}:
             return pids
     raise AssertionError("it ended before")
 

@@ -113,7 +113,7 @@ def test_a_hung_rank_is_noticed(run: Run) -> None:
 def test_a_killed_actor(run: Run) -> None:
     ran = run(STEPS, on_event=Attack(1, lambda pid: psutil.Process(pid).parent().kill()))
     assert (ran.outcome.exit_code, ran.outcome.restarts) == (0, 1)
-    assert "the actor of rank 1 died" in ran.phases()["fault"]["reason"]
+    assert "the seat of rank 1 was lost: The actor died" in ran.phases()["fault"]["reason"]
 
 
 @pytest.mark.slow

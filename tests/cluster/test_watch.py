@@ -118,3 +118,20 @@ def test_an_ending_interpreter_needs_no_beats() -> None:
         assert verdict(ranks, at) == ""
     beat(ranks[0], 61.5, "idle", silent_s=60.5)
     assert "the announced phase's limit: 60 s" in verdict(ranks, 61.5)
+
+
+def test_the_usual_step_is_the_median() -> None:
+    """One step of a minute among steps of a tenth allows nobody a minute."""
+    rank = watch(0, steps=6)
+    tell(rank, 60.0, "step", step=6, time=60.0)
+    beat(rank, 64.9, "compute")
+    assert verdict([rank], 64.9) == ""
+    beat(rank, 65.1, "compute")
+    assert "(cluster.hang_floor_s: 5 s)" in verdict([rank], 65.1)
+
+
+def test_log_lines_are_no_progress() -> None:
+    rank = watch(0)
+    tell(rank, 4.0, "log", text="still waiting")
+    beat(rank, 5.1, "compute")
+    assert "rank 0 made no progress for 5.1 s" in verdict([rank], 5.1)

@@ -6,14 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from moelstrom.collectives_bench.config import OPS, CollectivesConfig
-from moelstrom.collectives_bench.ops import DTYPES, TABLE
+from moelstrom.collectives_bench.config import CollectivesConfig
+from moelstrom.collectives_bench.operators import OPERATORS
+from moelstrom.collectives_bench.operators.base import DTYPES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_every_operation_and_dtype_of_the_config_exists() -> None:
-    assert set(OPS) == set(TABLE)
+    assert CollectivesConfig().ops == tuple(OPERATORS)
     for dtype in DTYPES:
         CollectivesConfig(dtypes=(dtype,))
 

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from moelstrom import UserError
-from moelstrom.collectives_bench.config import OPS, CollectivesConfig
-from moelstrom.collectives_bench.plan import Plan
+from moelstrom.collectives_bench.config import CollectivesConfig
+from moelstrom.collectives_bench.operators import OPERATORS
+from moelstrom.collectives_bench.plan import SweepPlan
 from moelstrom.collectives_bench.schema import Host
 
 CPU = torch.device("cpu")
 HOSTS = [Host("a", [0, 1], "a CPU", 2), Host("b", [2, 3], "a CPU", 2)]
 
 
-def plan(hosts: list[Host] = HOSTS, tables: Any = None, **fields: Any) -> Plan:
+def plan(hosts: list[Host] = HOSTS, tables: Any = None, **fields: Any) -> SweepPlan:
     config = CollectivesConfig(**{"min_bytes": 1024, "max_bytes": 1024, **fields})
-    return Plan(config, hosts, CPU, tables or dict.fromkeys(config.loads))
+    return SweepPlan(config, hosts, CPU, tables or dict.fromkeys(config.loads))
 
 
 def test_every_form_that_torch_has() -> None:
@@ -25,7 +26,7 @@ def test_every_form_that_torch_has() -> None:
     assert found.skips == []
     forms = {(p.op, p.in_place) for p in found.points}
     assert len(forms) == len(found.points) == 15
-    assert {op for op, _ in forms} == set(OPS)
+    assert {op for op, _ in forms} == set(OPERATORS)
     assert {("all_reduce", True), ("gather", False), ("gather", True)} < forms
     assert ("all_reduce", False) not in forms
     assert {p.size for p in found.points if p.op == "barrier"} == {0}
@@ -61,7 +62,7 @@ def test_what_one_process_cannot_measure_is_noted() -> None:
     assert {s.what for s in found.skips} == {
         *("send_recv world", "node", "rail", "pairs", "counts")
     }
-    assert {p.op for p in found.points} == {*OPS} - {"send_recv"}
+    assert {p.op for p in found.points} == {*OPERATORS} - {"send_recv"}
 
 
 def test_sizes_below_a_part_for_each_rank_are_noted() -> None:

@@ -18,10 +18,10 @@ from ranks import run_ranks
 from moelstrom import UserError
 from moelstrom.collectives_bench.fit import fit_report
 from moelstrom.collectives_bench.network import Group, Network
-from moelstrom.collectives_bench.predict import Call, Layout, Step, calls, predict
+from moelstrom.collectives_bench.predict import Call, RankLayout, StepVolume, calls, predict
 from moelstrom.collectives_bench.schema import Collective
 
-STEP = Step(
+STEP = StepVolume(
     dense=1_300_000,
     experts=700_000,
     width=4,
@@ -45,7 +45,7 @@ OPS: dict[str, Callable[..., object]] = {
 Teams = dict[Group, dist.ProcessGroup]
 
 
-def _teams(layout: Layout) -> Teams:
+def _teams(layout: RankLayout) -> Teams:
     """This rank's process group of each kind, with how many run at once."""
     rank, found = dist.get_rank(), {}
     splits = [[*range(k, k + layout.ep)] for k in range(0, layout.dp, layout.ep)]
@@ -81,7 +81,7 @@ def _seconds(run: Callable[[], object], repeats: int) -> float:
     return mean.item()
 
 
-def _turns(layout: Layout) -> list[tuple[list[Collective], float]]:
+def _turns(layout: RankLayout) -> list[tuple[list[Collective], float]]:
     """Of each turn the sweep's measurements and the step's time."""
     teams = _teams(layout)
     wanted = calls(STEP, layout)
@@ -115,7 +115,7 @@ def _step(wanted: list[Call], teams: Teams) -> Callable[[], None]:
     return step
 
 
-def _off(layout: Layout) -> float:
+def _off(layout: RankLayout) -> float:
     """Predicted over measured time, less 1: the median of the turns."""
     ratios = []
     for found, measured in run_ranks(layout.dp, _turns, layout)[0]:
@@ -130,7 +130,7 @@ def _off(layout: Layout) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout(2, 2, 8), Layout(4, 2, 8)])
-def test_a_steps_collectives_take_as_long_as_predicted(layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [RankLayout(2, 2, 8), RankLayout(4, 2, 8)])
+def test_a_steps_collectives_take_as_long_as_predicted(layout: RankLayout) -> None:
     # Other work on the machine may spoil a measurement; a wrong predictor is wrong each time.
     assert any(abs(_off(layout)) < TOLERANCE for _ in range(TRIES))

@@ -16,10 +16,17 @@ from pytest import approx
 from ranks import run_ranks
 
 from moelstrom import UserError
-from moelstrom.collectives_bench import ops as ops_module
+from moelstrom.collectives_bench import plan as plan_module
 from moelstrom.collectives_bench import sweep as sweep_module
 from moelstrom.collectives_bench import worker
-from moelstrom.collectives_bench.config import OPS, CollectivesConfig
+from moelstrom.collectives_bench.config import CollectivesConfig
+from moelstrom.collectives_bench.operators import (
+    OPERATORS,
+    all_reduce,
+    all_to_all,
+    broadcast,
+    scatter,
+)
 from moelstrom.collectives_bench.overhead import compare
 from moelstrom.collectives_bench.report.collect import Collector
 from moelstrom.collectives_bench.schema import Report, read
@@ -62,21 +69,21 @@ def test_every_operation_and_dtype_is_right(tmp_path: Path) -> None:
     }
     found = report(run_ranks(3, events, fields)[0], tmp_path / "report.json")
     assert found.world_size == 3 and found.backend == "gloo" and not found.skipped
-    assert {c.op for c in found.collectives} == set(OPS)
+    assert {c.op for c in found.collectives} == set(OPERATORS)
     assert len(found.collectives) == 14 * 2 * 6 + 1
     for c in found.collectives:
         assert c.ranks == [0, 1, 2] and [t.rank for t in c.per_rank] == [0, 1, 2]
         assert c.iterations == 3 and 0 < c.p50_s <= c.p95_s <= c.max_s
         assert c.wrong == (None if c.op == "barrier" else 0), c
         assert c.algbw == approx(c.bytes / c.mean_s)
-        assert c.busbw == approx(c.algbw * ops_module.TABLE[c.op].factor(3))
+        assert c.busbw == approx(c.algbw * OPERATORS[c.op].factor(3))
         assert c.mean_s == approx(sum(t.mean_s for t in c.per_rank) / 3)
 
 
 def test_one_process(tmp_path: Path) -> None:
     fields = {"max_bytes": 1024, "groups": ["world", "pairs"], "loads": ["zipf:1"]}
     found = report(run_ranks(1, events, fields)[0], tmp_path / "report.json")
-    assert {c.op for c in found.collectives} == {*OPS} - {"send_recv"}
+    assert {c.op for c in found.collectives} == {*OPERATORS} - {"send_recv"}
     assert {s.what for s in found.skipped} == {"send_recv world", "pairs"}
     assert all(c.busbw == 0 for c in found.collectives if c.op == "all_reduce")
 
@@ -136,9 +143,9 @@ class _Broken:
 
 
 def broken(fields: dict[str, Any]) -> Events:
-    ops_module.dist = _Broken(  # type: ignore[assignment]
-        all_to_all_single=_swap, broadcast=_nothing, all_reduce=_own, scatter=_nothing
-    )
+    calls = _Broken(all_to_all_single=_swap, broadcast=_nothing, all_reduce=_own, scatter=_nothing)
+    for module in (all_to_all, broadcast, all_reduce, scatter):
+        module.dist = calls  # type: ignore[attr-defined]
     return events(fields)
 
 
@@ -177,14 +184,16 @@ def little_memory(fields: dict[str, Any]) -> Events:
 
 def no_buffers(fields: dict[str, Any]) -> Events:
     """Rank 1 fails to allocate the larger size."""
-    op = ops_module.TABLE["broadcast"]
+    op = OPERATORS["broadcast"]
 
-    def build(place: Any, count: int) -> Any:
-        if place.index == 1 and count > 1024:
+    def build(member: Any, count: int) -> Any:
+        if member.index == 1 and count > 1024:
             raise torch.OutOfMemoryError("out of memory")
-        return op.build(place, count)
+        return op.build(member, count)
 
-    sweep_module.TABLE = {"broadcast": replace(op, build=build)}
+    plan_module.OPERATORS = {  # type: ignore[assignment]
+        "broadcast": replace(op, build=build)
+    }
     return events(fields)
 
 

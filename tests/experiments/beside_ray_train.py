@@ -19,7 +19,8 @@ import yaml
 from launch_runs import losses, make_dataset, write_config
 
 from moelstrom.launch.chaos.scenario import Draw, Scenario, draw
-from moelstrom.launch.train.log import LOG_NAME, read
+from moelstrom.launch.train.log import LOG_NAME, select
+from moelstrom.launch.train.records import StepRecord
 
 MAIN = "from moelstrom.launch.cli import main; main()"
 PEER = str(Path(__file__).with_name("ray_train_peer.py"))
@@ -51,7 +52,7 @@ def judged(output: Path, report: dict[str, Any]) -> dict[str, Any]:
     over the time from the first record to the last, so neither side's first start is in it."""
     lines = [json.loads(line) for line in (output / LOG_NAME).read_text().splitlines()]
     wall = lines[-1]["time"] - lines[0]["time"]
-    useful = sum(r["step_s"] for r in read(output) if r["kind"] == "step")
+    useful = sum(r.step_s or 0.0 for r in select(output, StepRecord))
     faults = [
         {**r["fault"], "down_s": r["down_s"], "detect_s": r["detect_s"], "lost": r["steps_lost"]}
         for r in report["recoveries"]

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from moelstrom.cluster.backends.ray.session import ray_session
 from moelstrom.cluster.config import ClusterConfig
-from moelstrom.cluster.ray_session import ray_session
 from moelstrom.cluster.spec import Event, Outcome, WorkerSpec
 from moelstrom.cluster.supervisor import run_group
 

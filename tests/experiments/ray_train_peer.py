@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from moelstrom.cluster.backends.ray.session import ray_session
 from moelstrom.cluster.config import ClusterConfig
-from moelstrom.cluster.ray_session import ray_session
 from moelstrom.launch.chaos import control
 from moelstrom.launch.chaos.injector import Injector
 from moelstrom.launch.chaos.recovery import Recorder, judge

@@ -42,13 +42,13 @@ def test_route_gives_every_expert_its_count(tokens: int, top_k: int, seed: int) 
 
 
 @pytest.fixture
-def case(monkeypatch: pytest.MonkeyPatch) -> cases.Case:
+def case(monkeypatch: pytest.MonkeyPatch) -> cases.LayerCase:
     monkeypatch.setattr(cases, "DEVICE", "cpu")
     return cases.make(cases.Width(64, 32, 8, 2), "balanced", 64)
 
 
 @pytest.mark.parametrize("scope", peers.SCOPES)
-def test_contenders_compute_the_same_layer(case: cases.Case, scope: str) -> None:
+def test_contenders_compute_the_same_layer(case: cases.LayerCase, scope: str) -> None:
     makers = {name: m for name, m in peers.SCOPES[scope].items() if "compiled" not in name}
     ours = makers.pop(peers.OURS)(case)
     assert ours.output is not None
@@ -68,7 +68,7 @@ def test_contenders_compute_the_same_layer(case: cases.Case, scope: str) -> None
     assert compared
 
 
-def test_chains_do_the_layers_products(case: cases.Case) -> None:
+def test_chains_do_the_layers_products(case: cases.LayerCase) -> None:
     # 2 M N K of every product they call, against the formula that rates are given by.
     for make in (peers.dense_chain, peers.distinct_bmm):
         for backward in (False, True):

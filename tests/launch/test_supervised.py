@@ -11,8 +11,9 @@ import pytest
 import torch
 from launch_runs import final_state, losses, make_dataset, write_config
 
-from moelstrom.launch.train.health import rollbacks
-from moelstrom.launch.train.log import read
+from moelstrom.launch.train.log import select
+from moelstrom.launch.train.records import PreemptedRecord
+from moelstrom.launch.train.rollback import rollbacks
 
 COMMAND = [sys.executable, "-c", "from moelstrom.launch.cli import main; main()", "train"]
 
@@ -43,7 +44,7 @@ def test_rolled_back_pre_empted_and_finished(tmp_path: Path) -> None:
     out, error = process.communicate(timeout=180)
     assert process.returncode == 0, error
     assert "the same command goes on" in out and "Traceback" not in error
-    left = [r["step"] for r in read(tmp_path / "run") if r["kind"] == "preempted"]
+    left = [r.step for r in select(tmp_path / "run", PreemptedRecord)]
     assert len(left) == 1 and left[0] >= 15
     assert start(config).communicate(timeout=240)[0]
     assert rollbacks(tmp_path / "run")

@@ -8,7 +8,8 @@ import torch
 from launch_runs import STEPS, final_state, losses, make_dataset, run_here, run_worker, write_config
 
 from moelstrom.launch.config import RESOLVED, load
-from moelstrom.launch.train.log import read
+from moelstrom.launch.train.log import read, select
+from moelstrom.launch.train.records import EvalRecord, RouterRecord, RunRecord, StepRecord
 from moelstrom.moe.checkpoint.folder import step_folder
 
 FLAT = {"name": "wsd", "decay_fraction": 0.0}
@@ -40,10 +41,10 @@ def test_torchrun_learns_and_logs(straight: Path) -> None:
     found = losses(straight)
     assert list(found) == list(range(1, STEPS + 1))
     assert found[STEPS] < found[1] - 0.5
-    kinds = {record["kind"] for record in read(straight)}
+    kinds = {record.kind for record in read(straight)}
     assert kinds >= {"run", "step", "checkpoint", "eval", "done"}
     assert list((straight / "tensorboard").glob("events.out.tfevents.*"))
-    routed = {r["step"]: r["expert_load"] for r in read(straight) if r["kind"] == "router"}
+    routed = {r.step: r.expert_load for r in select(straight, RouterRecord)}
     # One MoE layer; each of 8 x 64 tokens goes to 2 of its 4 experts.
     assert list(routed) == [10, 20] and [len(layer) for layer in routed[20]] == [4]
     assert sum(routed[20][0]) == 8 * 64 * 2
@@ -80,7 +81,7 @@ def test_deepspeed_resume_is_bitwise(data: Path, tmp_path: Path, zero: int) -> N
 def check_same_end(straight: Path, resumed: Path) -> None:
     after = {step: loss for step, loss in losses(straight).items() if step > 10}
     assert len(after) == 10 and losses(resumed) == after
-    ends = [[r["loss"] for r in read(run) if r["kind"] == "eval"] for run in (straight, resumed)]
+    ends = [[r.loss for r in select(run, EvalRecord)] for run in (straight, resumed)]
     assert ends[0] == ends[1]
     expected, found = final_state(straight), final_state(resumed)
     assert set(expected) == set(found) and len(found) > 50
@@ -141,19 +142,19 @@ def test_start_from_another_runs_checkpoint(data: Path, straight: Path, tmp_path
     checkpoint = {"load": str(other), "interval": 0}
     config = write_config(tmp_path, data, tmp_path / "run", **sections, checkpoint=checkpoint)
     assert run_here(config)
-    steps = [r for r in read(tmp_path / "run") if r["kind"] == "step"]
-    assert [r["samples"] for r in steps] == [[80, 88], [88, 96]]
+    steps = select(tmp_path / "run", StepRecord)
+    assert [r.samples for r in steps] == [(80, 88), (88, 96)]
     assert run_here(config)
-    starts = [r["step"] for r in read(tmp_path / "run") if r["kind"] == "run"]
+    starts = [r.step for r in select(tmp_path / "run", RunRecord)]
     assert starts == [10, 12]
 
 
 def test_every_step_says_where_its_time_went(straight: Path) -> None:
-    steps = [r for r in read(straight) if r["kind"] == "step"]
-    for record in steps:
-        parts = record["parts"]
+    for record in select(straight, StepRecord):
+        parts = record.parts
+        assert parts and record.step_s
         assert set(parts) == {"data", "compute", "wait", "update"} and min(parts.values()) > 0
-        assert sum(parts.values()) == pytest.approx(record["step_s"], rel=0.1, abs=2e-3)
+        assert sum(parts.values()) == pytest.approx(record.step_s, rel=0.1, abs=2e-3)
 
 
 def test_the_config_that_ran_is_left(straight: Path) -> None:

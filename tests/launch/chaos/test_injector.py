@@ -99,7 +99,7 @@ def test_a_strangers_process_is_left_alone(tmp_path: Path, worker: Make) -> None
 FAR = """
 import sys
 from moelstrom.cluster.config import ClusterConfig
-from moelstrom.cluster.ray_session import ray_session
+from moelstrom.cluster.backends.ray.session import ray_session
 from moelstrom.launch.chaos import actions
 
 with ray_session(ClusterConfig(), world_size=1):

@@ -9,6 +9,7 @@ import pytest
 from moelstrom.launch.chaos.injector import Injection
 from moelstrom.launch.chaos.recovery import Recorder, Samples, judge, phase_summary, samples
 from moelstrom.launch.chaos.report import fault_table, phase_table, verdict, write
+from moelstrom.launch.train.records import StepRecord
 
 
 def fault(kind: str, time: float, step: int, restarts: bool = True) -> Injection:
@@ -101,13 +102,13 @@ def test_each_fault_gets_its_own_events(tmp_path: Path) -> None:
 
 
 def test_samples_of_the_final_history() -> None:
-    whole = [{"samples": [0, 8]}, {"samples": [8, 16]}, {"samples": [16, 24]}]
+    whole = [StepRecord(step=1 + i, samples=(8 * i, 8 * i + 8)) for i in range(3)]
     assert samples(whole, []) == Samples(0, 0, 0)
     assert samples([whole[0], whole[2]], []) == Samples(8, 0, 0)
     assert samples([whole[0], whole[2]], [(8, 16)]) == Samples(0, 0, 8)
-    assert samples([*whole, {"samples": [20, 26]}], []) == Samples(0, 4, 0)
-    assert samples([{"samples": [8, 16]}], []) == Samples(8, 0, 0)
-    assert samples([*whole, {}], []) is None
+    assert samples([*whole, StepRecord(step=4, samples=(20, 26))], []) == Samples(0, 4, 0)
+    assert samples([StepRecord(step=1, samples=(8, 16))], []) == Samples(8, 0, 0)
+    assert samples([*whole, StepRecord(step=4)], []) is None
 
 
 def test_lost_samples_are_no_success(tmp_path: Path) -> None:

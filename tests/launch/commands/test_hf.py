@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from moelstrom import UserError
 from moelstrom.launch.cli import app
-from moelstrom.launch.train.log import read
+from moelstrom.launch.train.log import select
+from moelstrom.launch.train.records import StepRecord
 
 
 def run(*arguments: object) -> str:
@@ -91,8 +92,7 @@ def test_a_run_starts_from_imported_weights(ours: Path, tmp_path: Path, engine: 
     config.write_text(yaml.safe_dump(values))
     ran = run_worker(config)
     assert ran.returncode == 0, ran.stderr
-    records = read(tmp_path / "my_run")
-    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2]
+    assert [r.step for r in select(tmp_path / "my_run", StepRecord)] == [1, 2]
     state, start = final_state(tmp_path / "my run", 2), final_state(tmp_path / "my run", 0)
     for name, values in start.items():
         torch.testing.assert_close(state[name], values, rtol=0, atol=1e-7)

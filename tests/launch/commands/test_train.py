@@ -20,11 +20,14 @@ from moelstrom import __version__
 from moelstrom.cluster import supervisor
 from moelstrom.cluster.spec import Outcome
 from moelstrom.launch import cli
+from moelstrom.launch.commands import train as command
+from moelstrom.launch.commands.data import prepare
 from moelstrom.launch.config import RESOLVED, load
 from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.train.log import RunLog
+from moelstrom.launch.train.records import RunRecord
 
 BENCH = {"--config", "--set", "--nproc", "--address", "--launcher", "--out", "--baseline"}
 BENCH |= {"--threshold"}
@@ -267,7 +270,7 @@ def test_the_outcome_of_the_workers_decides(
         assert config.env == {"A": "b"}
         # As the workers do once they have resumed.
         shutil.copy(spec.command[-1], Path("runs/tiny") / RESOLVED)
-        RunLog(Path("runs/tiny"), [])({"kind": "run", "step": 0, "steps": 240})
+        RunLog(Path("runs/tiny"), [])(RunRecord(step=0, steps=240))
         return Outcome(outcome, 0, "what happened", ())
 
     monkeypatch.setattr(supervisor, "run_group", run_group)
@@ -297,7 +300,7 @@ def test_report_of_a_folder(run: Any, tmp_path: Path) -> None:
     assert refused(run("report", "none")).startswith("none: no run has written metrics.jsonl here")
     assert refused(run("report", "file")).startswith("file: Not a directory; give a folder")
     log = RunLog(tmp_path / "r", [])
-    log({"kind": "run", "step": 4, "steps": 4})
+    log(RunRecord(step=4, steps=4))
     log.close()
     code, out, _ = run("report", "r")
     assert code == 0 and json.loads(out)["starts_at_steps"] == [4]
@@ -310,7 +313,7 @@ def test_an_interrupt_is_no_failure(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train_here", interrupted)
+    monkeypatch.setattr(command, "_train_here", interrupted)
     code, _, err = run("train", "tiny", sets=[f"data.path={dataset}", *HERE])
     assert code == 130 and err == "interrupted; the last complete checkpoint stays\n"
 
@@ -368,7 +371,7 @@ def test_prepare_takes_no_other_tokenizers_dataset_for_its_own(run: Any, dataset
 
 
 def test_the_default_share_is_the_data_layers() -> None:
-    default = inspect.signature(cli.prepare_data).parameters["valid_fraction"].default
+    default = inspect.signature(prepare).parameters["valid_fraction"].default
     assert default == VALID_FRACTION
 
 

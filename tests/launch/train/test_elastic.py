@@ -8,8 +8,9 @@ from launch_runs import losses, make_dataset, run_worker, write_config
 from moelstrom import UserError
 from moelstrom.launch.config import RunConfig, load
 from moelstrom.launch.train.elastic import allowed_sizes, layout_for
-from moelstrom.launch.train.log import read
-from moelstrom.launch.train.resume import random_seed
+from moelstrom.launch.train.log import select
+from moelstrom.launch.train.random_state import random_seed
+from moelstrom.launch.train.records import RunRecord, StepRecord
 
 
 def elastic(*overrides: str) -> RunConfig:
@@ -61,9 +62,9 @@ def test_fewer_ranks_and_more_again(tmp_path: Path) -> None:
         config = write_config(tmp_path, data, tmp_path / "run", steps=last, **common, **schedule)
         ran = run_worker(config, ranks=ranks)
         assert ran.returncode == 0, ran.stderr
-    records = read(tmp_path / "run")
-    runs = [(r["step"], r["ranks"], r["layout"]["ep"]) for r in records if r["kind"] == "run"]
+    starts = select(tmp_path / "run", RunRecord)
+    runs = [(r.step, r.ranks, r.layout["ep"]) for r in starts if r.layout]
     assert runs == [(0, 2, 2), (5, 1, 1), (10, 2, 2)]
-    samples = [r["samples"] for r in records if r["kind"] == "step"]
-    assert samples == [[8 * i, 8 * i + 8] for i in range(15)]
+    samples = [r.samples for r in select(tmp_path / "run", StepRecord)]
+    assert samples == [(8 * i, 8 * i + 8) for i in range(15)]
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "straight"), abs=1e-3)

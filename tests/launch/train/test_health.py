@@ -1,6 +1,7 @@
 """Steps that go wrong: judged alike by every rank and every restart, skipped, passed over, or the
 end."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -17,17 +18,17 @@ from moelstrom.launch.cli import app
 from moelstrom.launch.config import HealthConfig
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader
-from moelstrom.launch.train.health import (
+from moelstrom.launch.train.health import Fault, Health
+from moelstrom.launch.train.log import read, select
+from moelstrom.launch.train.records import ResumeRecord, StepRecord
+from moelstrom.launch.train.rollback import (
     HEALTH_NAME,
-    Fault,
-    Health,
     RollBack,
     RollBackError,
     passed_over,
     record_rollback,
     rollbacks,
 )
-from moelstrom.launch.train.log import read
 from moelstrom.moe.checkpoint.folder import step_folder
 
 
@@ -56,6 +57,34 @@ def test_a_spike_is_one_against_a_full_window() -> None:
     again.load_state(health.state())
     assert again.fault(2.0, 3.1) == health.fault(2.0, 3.1)
     assert Health(HealthConfig(spike_window=1)).fault(1.0, 1e30) is None
+
+
+def test_a_window_is_judged_by_its_median() -> None:
+    """One step of a thousand times the usual does not raise what counts as usual."""
+    health = Health(HealthConfig(spike="skip", spike_window=5, spike_factor=3))
+    for loss in (1.0, 2.0, 4.0, 1e3, 2.0):
+        health.good(loss, loss)
+    assert health.fault(6.0, 6.0) is None
+    found = health.fault(6.1, 1.0)
+    assert found and "its median 2" in found.text
+
+
+def test_a_resume_goes_on_counting_skips() -> None:
+    """And from the same window: only its newest steps."""
+    config = HealthConfig(nan="skip", spike="skip", spike_window=2, max_skips=2)
+    health, fault = Health(config), Fault("skip", "the loss is nan")
+    for loss in (9.0, 1.0, 1.0):
+        health.good(loss, 1.0)
+    health.skipped(4, fault)
+    again = Health(config)
+    again.load_state(json.loads(json.dumps(health.state())))
+    assert again.skips == 1 and again.fault(8.0, 1.0) is not None
+    again.skipped(5, fault)
+    with pytest.raises(UserError, match=r"step 6: "):
+        again.skipped(6, fault)
+    fresh = Health(config)
+    fresh.load_state({})
+    assert fresh.skips == 0 and fresh.fault(8.0, 1.0) is None
 
 
 def test_too_many_skips_in_a_row_stop() -> None:
@@ -148,9 +177,9 @@ def test_a_rolled_back_run_is_one_without_these_samples(data: Path, tmp_path: Pa
     starts = train_on(config)
     ranges = passed_over(tmp_path / "rolled")
     assert starts == len(ranges) > 0
-    steps = {r["step"]: r["samples"] for r in read(tmp_path / "rolled") if r["kind"] == "step"}
-    assert steps[20][1] == 160 + 8 * len(ranges)
-    assert not {tuple(samples) for samples in steps.values()} & set(ranges)
+    steps = {r.step: r.samples for r in select(tmp_path / "rolled", StepRecord)}
+    assert steps[20] and steps[20][1] == 160 + 8 * len(ranges)
+    assert not set(steps.values()) & set(ranges)
     told = tmp_path / "told"
     told.mkdir()
     shutil.copy(tmp_path / "rolled" / HEALTH_NAME, told)
@@ -164,7 +193,7 @@ def test_the_command_alone_starts_again_by_itself(data: Path, tmp_path: Path) ->
     config = write_config(tmp_path, data, tmp_path / "run", **sections)
     ended = CliRunner().invoke(app, ["train", str(config)])
     assert ended.exit_code == 0 and "back to the last checkpoint" in ended.output
-    assert passed_over(tmp_path / "run") and read(tmp_path / "run")[-1]["kind"] == "done"
+    assert passed_over(tmp_path / "run") and read(tmp_path / "run")[-1].kind == "done"
 
 
 def test_a_spoilt_checkpoint_is_set_aside(data: Path, tmp_path: Path) -> None:
@@ -180,21 +209,21 @@ def test_a_spoilt_checkpoint_is_set_aside(data: Path, tmp_path: Path) -> None:
     assert [(back.step, back.behind) for back in rollbacks(output)] == [(12, None), (12, 11)]
     assert len(list((output / "checkpoints").glob("step-00000011.broken-*"))) == 1
     assert train_on(write_config(tmp_path, data, output, **ONE)) == 0
-    assert [r["step"] for r in read(output) if r["kind"] == "resume"][-1] == 10
+    assert select(output, ResumeRecord)[-1].step == 10
 
 
 def test_a_resume_judges_and_skips_alike(data: Path, tmp_path: Path) -> None:
     sections = {**ONE, "health": {"spike": "skip", **SPIKES}}
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train_on(write_config(tmp_path, data, straight, **sections))
-    steps = [r for r in read(straight) if r["kind"] == "step"]
-    skipped = [r["step"] for r in steps if "skipped" in r]
+    steps = select(straight, StepRecord)
+    skipped = [r.step for r in steps if r.skipped]
     # Samples of a skipped step are used, and the step counts.
-    assert skipped and [r["samples"] for r in steps] == [[8 * i, 8 * i + 8] for i in range(20)]
-    assert all("loss" not in r for r in steps if "skipped" in r)
+    assert skipped and [r.samples for r in steps] == [(8 * i, 8 * i + 8) for i in range(20)]
+    assert all(r.loss is None for r in steps if r.skipped)
     middle = step_folder(Path("checkpoints"), 15)
     shutil.copytree(straight / middle, resumed / middle)
     train_on(write_config(tmp_path, data, resumed, **sections))
-    after = [r["step"] for r in read(resumed) if r["kind"] == "step" and "skipped" in r]
+    after = [r.step for r in select(resumed, StepRecord) if r.skipped]
     assert after and after == [step for step in skipped if step > 15]
     check_same_end(straight, resumed)

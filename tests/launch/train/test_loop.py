@@ -9,6 +9,7 @@ from launch_runs import make_dataset, write_config
 
 from moelstrom.cluster.events import EventWriter
 from moelstrom.launch.config import load
+from moelstrom.launch.train.records import to_json
 from moelstrom.launch.worker import run
 
 
@@ -16,7 +17,7 @@ def events(config: Path) -> list[dict[str, Any]]:
     """Everything that the worker sends, beats aside."""
     read_fd, write_fd = os.pipe()
     writer = EventWriter(write_fd)
-    assert run(load(str(config)), [lambda record: writer.emit(**record)], writer)
+    assert run(load(str(config)), [lambda record: writer.emit(**to_json(record))], writer)
     os.close(write_fd)
     with os.fdopen(read_fd) as pipe:
         found = [json.loads(line) for line in pipe]

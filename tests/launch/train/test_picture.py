@@ -12,6 +12,7 @@ from rich.console import Console
 from moelstrom.launch.config import RESOLVED, RunConfig, dump, load
 from moelstrom.launch.train.log import LOG_NAME
 from moelstrom.launch.train.picture import draw
+from moelstrom.launch.train.records import from_json
 from moelstrom.launch.train.show import finish_view, next_steps
 
 
@@ -74,7 +75,8 @@ def text_of(view: Any) -> str:
 
 
 def test_the_last_evaluation_is_shown() -> None:
-    records = [evaluation(1, code=3.0), step(1), evaluation(2, code=2.0, prose=800.0)]
+    found = [evaluation(1, code=3.0), step(1), evaluation(2, code=2.0, prose=800.0)]
+    records = [record for value in found if (record := from_json(value))]
     table = text_of(finish_view(load("tiny"), records))
     assert "2.0000" in table and "7.39" in table and "3.0000" not in table
     assert "800.0000" in table and "inf" in table

@@ -11,8 +11,9 @@ import pytest
 import torch
 from launch_runs import final_state, losses, make_dataset, run_here, run_worker, write_config
 
-from moelstrom.launch.train.log import read
+from moelstrom.launch.train.log import select
 from moelstrom.launch.train.preempt import Preemption
+from moelstrom.launch.train.records import PreemptedRecord
 from moelstrom.moe.checkpoint.reader import complete
 
 
@@ -57,11 +58,11 @@ def test_preempted_and_resumed(tmp_path: Path, ranks: int) -> None:
     start = [sys.executable, "-m", *(launcher if ranks > 1 else [])]
     command = [*start, "moelstrom.launch.worker", "--config", str(config)]
     code, out = preempt(tmp_path / "run", command)
-    (left,) = [r for r in read(tmp_path / "run") if r["kind"] == "preempted"]
+    (left,) = select(tmp_path / "run", PreemptedRecord)
     assert "saved on SIGTERM; the same command goes on" in out
-    assert 3 <= left["step"] < 40
+    assert 3 <= left.step < 40
     assert [folder.name for folder in complete(tmp_path / "run" / "checkpoints")] == [
-        f"step-{left['step']:08d}"
+        f"step-{left.step:08d}"
     ]
     assert code == 0 or ranks > 1
     straight = write_config(tmp_path, data, tmp_path / "straight", **one)

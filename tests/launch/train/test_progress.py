@@ -16,7 +16,7 @@ def shown(
     console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     with Display(console, 100_000, interval) as display:
         for record in records:
-            display(record)
+            display.on_event(record)
     return out.getvalue()
 
 

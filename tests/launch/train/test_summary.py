@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moelstrom import UserError
+from moelstrom.launch.train.hardware import machine
 from moelstrom.launch.train.log import LOG_NAME
-from moelstrom.launch.train.summary import WARM_UP_STEPS, machine, summarise
+from moelstrom.launch.train.summary import WARM_UP_STEPS, summarise
 
 
 def write(folder: Path, *records: dict[str, Any]) -> Path:
@@ -26,7 +27,7 @@ def test_medians_leave_out_the_steps_after_each_start(tmp_path: Path) -> None:
     steps = [step(i, 1.0 if i <= cold or 30 < i <= 30 + cold else 100.0) for i in range(1, 61)]
     starts = [{"kind": "run", "step": 0, "steps": 60}, {"kind": "run", "step": 30, "steps": 60}]
     evaluations = [{"kind": "eval", "step": i, "loss": {"code": i / 10}} for i in (30, 60)]
-    saves = [{"kind": "checkpoint", "step": 60, "stall_ms": 2.5}]
+    saves = [{"kind": "checkpoint", "step": 60, "stall_ms": 2.5, "write_s": 1, "bytes": 8}]
     found = summarise(write(tmp_path, *starts, *steps, *evaluations, *saves))
     assert found["tokens_per_s"] == 100.0
     assert found["loss"] == sum(range(51, 61)) / 10

@@ -61,3 +61,19 @@ def test_rope_is_relative_and_partial() -> None:
     against = apply_rope(k.expand(1, 32, 1, 8), table)[0, :, 0]
     torch.testing.assert_close(at[5] @ against[3], at[25] @ against[23])
     assert torch.equal(at[9, 4:], q[4:]) and not torch.allclose(at[9, :4], q[:4])
+
+
+def test_rotation_is_in_fp32() -> None:
+    """At positions whose angles bf16 cannot hold: of bf16 vectors only the result is rounded."""
+    length, width = 3000, 6
+    x = torch.randn(1, length, 2, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
+    table = rope_table(length, width, 1e4, x.device)
+    assert table.dtype == torch.float32
+    angle = torch.arange(length).double()[:, None] * 1e4 ** (-torch.arange(3).double() / 3)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+    pairs = torch.complex(x[..., :3].double(), x[..., 3:6].double()) * turn
+    expected = torch.cat([pairs.real, pairs.imag, x[..., 6:].double()], dim=-1)
+    turned = apply_rope(x, table)
+    assert turned.dtype == torch.bfloat16
+    # fp32 holds an angle of 3000 to about 4e-4; half a unit of bf16 is up to 2^-8 of a value.
+    torch.testing.assert_close(turned.double(), expected, rtol=2**-8, atol=2e-3)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,3 +85,61 @@ def test_a_cast_keeps_the_bias() -> None:
 def test_no_balancing_loss_without_gradients() -> None:
     with torch.no_grad():
         assert router(z_weight=0.0)(inputs()).aux == 0
+
+
+SCORES = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.6, 0.2, 0.1], [0.3, 0.4, 0.2, 0.1]])
+"""Of three tokens for four experts; each row adds up to one."""
+
+
+def by_hand(sequences: list[list[int]]) -> float:
+    """The balancing loss of sequences made of SCORES' tokens, the numbers put in one by one. With
+    two experts a token, tokens 0 and 2 choose experts 0 and 1, token 1 chooses 1 and 2."""
+    chosen = [{0, 1}, {1, 2}, {0, 1}]
+    total = 0.0
+    for tokens in sequences:
+        for expert in range(4):
+            fraction = sum(expert in chosen[token] for token in tokens) / (2 * len(tokens))
+            share = sum(SCORES[token, expert].item() for token in tokens) / len(tokens)
+            total += 4 * fraction * share
+    return total
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_balancing_loss_by_hand(score: str, normalised: bool) -> None:
+    """Scores become shares of one token before their mean; ours are made so that both kinds have
+    the same shares, and sigmoid scores alone do not add up to one."""
+    sequences = [[0, 1, 2, 0], [1, 1, 1, 2]]
+    wanted = SCORES[torch.tensor(sequences)].double()
+    logits = wanted.log() if score == "softmax" else (wanted / 2).logit()
+    gate = router(score=score, normalize_top_k=normalised, load_balance_weight=0.5, z_weight=0.0)
+    gate.weight = torch.nn.Parameter(torch.eye(4, 8))
+    aux = gate(torch.nn.functional.pad(logits.float(), (0, 4))).aux
+    assert aux.item() == pytest.approx(0.5 * by_hand(sequences), rel=1e-6)
+
+
+def test_the_gate_computes_in_fp32() -> None:
+    """From bf16 activations and weights: what bf16 sums would lose decides between experts."""
+    gate, x = router(normalize_top_k=False).to(torch.bfloat16), inputs(8, 32).bfloat16()
+    logits = x.double() @ gate.weight.double().T
+    top = logits.softmax(-1).topk(2, -1)
+    routing = gate(x)
+    assert routing.weights.dtype == torch.float32
+    torch.testing.assert_close(
+        routing.weights.double(), top.values.flatten(0, 1), rtol=1e-5, atol=1e-7
+    )
+    assert torch.equal(routing.experts, top.indices.flatten(0, 1))
+    share = logits.softmax(-1).mean(1)
+    counts = torch.nn.functional.one_hot(top.indices, 4).sum((1, 2)) / 64
+    expected = (
+        0.01 * 4 * (counts * share).sum() + 1e-3 * logits.logsumexp(-1).square().mean(1).sum()
+    )
+    torch.testing.assert_close(routing.aux.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_bias_step_by_hand() -> None:
+    gate = router(bias_update_rate=0.25)
+    gate.update_bias(torch.tensor([7, 1, 4, 4]))
+    assert gate.bias.tolist() == [-0.25, 0.25, 0.0, 0.0]
+    gate.update_bias(torch.tensor([0, 0, 0, 1]))
+    assert gate.bias.tolist() == [0.0, 0.5, 0.25, -0.25]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moelstrom import UserError
-from moelstrom.cluster.ray_session import connection, ensure_token
+from moelstrom.cluster.backends.ray.session import connection, ensure_token
 
 CLIENT = """
 import sys

@@ -1,7 +1,7 @@
 """The connection to Ray: a running cluster, or a local one that lives as long as the run.
 
-Ray is imported inside functions here and in the modules beside this one, because it reads its
-authentication mode while it is imported.
+Ray is imported inside functions here, and the modules beside this one that import it come after,
+because it reads its authentication mode while it is imported.
 """
 
 import logging
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import UserError
-from .config import ClusterConfig
+from .... import UserError
+from ...config import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Only small events pass through Ray."""

@@ -1,23 +1,21 @@
 """Which nodes answer now. Ray takes half a minute and more to declare a silent node dead."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-
-from .placement import Node
 
 TIMEOUT_S = 1.0
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """What an HTTP/2 client says first (RFC 9113, 3.4); a raylet's gRPC server answers it."""
 
 
-def unreachable(nodes: Sequence[Node]) -> frozenset[str]:
-    """Ids of the nodes whose raylet gives no answer within `TIMEOUT_S`."""
-    if not nodes:
+def unreachable(raylets: Mapping[str, tuple[str, int]]) -> frozenset[str]:
+    """Ids of the nodes whose raylet, at its host and port, gives no answer in `TIMEOUT_S`."""
+    if not raylets:
         return frozenset()
-    with ThreadPoolExecutor(min(64, len(nodes))) as pool:
-        answers = pool.map(answers_at, [node.address for node in nodes])
-        return frozenset(node.id for node, ok in zip(nodes, answers, strict=True) if not ok)
+    with ThreadPoolExecutor(min(64, len(raylets))) as pool:
+        answers = pool.map(answers_at, raylets.values())
+        return frozenset(node for node, ok in zip(raylets, answers, strict=True) if not ok)
 
 
 def answers_at(address: tuple[str, int]) -> bool:

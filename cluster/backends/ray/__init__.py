@@ -1,0 +1,1 @@
+"""Workers under Ray; nothing outside this folder imports Ray."""

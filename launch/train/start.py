@@ -1,0 +1,63 @@
+"""What `train` and `chaos` do with a run: check what it reads and writes, and start its workers."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from ... import UserError
+from ...cluster.spec import Event, OnEvent, Outcome, WorkerSpec
+from ...moe.vocabulary import sized
+from ..config import RESOLVED, RunConfig, dump
+from ..data.prepare import ensure_default, load_dataset
+from ..data.tokenizer import load_tokenizer
+from ..terminal import usable
+from .elastic import allowed_sizes
+from .progress import Display
+
+
+def prepare(run: RunConfig) -> Path:
+    """Meet every mistake in what the run reads and writes before a worker starts; returns the
+    file of the config that the workers read. They leave it in the run's folder when they have
+    resumed: a config that does not fit the checkpoint must not take the place of the one that
+    does."""
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    sized(run.model, tokenizer.vocab_size)
+    wanted = run.folder / "workers" / RESOLVED
+    with usable(f"output: {run.folder}"):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        wanted.parent.mkdir(exist_ok=True)
+        wanted.write_text(dump(run), encoding="utf-8")
+        if (run.folder / RESOLVED).exists():
+            (run.folder / RESOLVED).open("r+b").close()
+    saves = Path(run.placed_checkpoint.path)
+    with usable(f"checkpoint.path: {saves}"):
+        saves.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=saves).close()
+    start = run.checkpoint.load
+    if start and not Path(start).is_dir():
+        raise UserError(f"checkpoint.load: {start} is no folder; name a checkpoint's, or drop it")
+    with usable(f"data.path: {run.data.path}"):
+        if run.data.corpus == "python":
+            ensure_default(Path(run.data.path), tokenizer, progress=True)
+        load_dataset(run.data)
+    return wanted
+
+
+def train_under_ray(
+    run: RunConfig, resolved: Path, console: Console, watch: OnEvent | None = None
+) -> Outcome:
+    """Run the workers; `watch` hears every event beside the display."""
+    from ...cluster.supervisor import run_group
+
+    command = (sys.executable, "-m", "moelstrom.launch.worker", "--config", str(resolved.resolve()))
+    spec = WorkerSpec(command, run.layout.world_size, world_sizes=allowed_sizes(run))
+    with Display(console, run.steps, run.log_interval) as display:
+
+        def on_event(rank: int | None, event: Event) -> None:
+            display.on_event(event)
+            if watch:
+                watch(rank, event)
+
+        return run_group(spec, run.cluster, on_event=on_event, log_dir=run.folder / "workers")
