@@ -52,7 +52,7 @@ def prepare(
     finished before an error are kept beside it, for the next try. Raises UserError for an existing
     `out` and for domains without usable text.
     """
-    _check_arguments(out, domains, valid_fraction)
+    _check_arguments(domains, valid_fraction)
     taken = UserError(f"{out}: a dataset is there already; choose another folder or delete it")
     if _holds_dataset(out):
         raise taken
@@ -99,9 +99,7 @@ def load_dataset(
     return dataset
 
 
-def _check_arguments(out: Path, domains: Mapping[str, Path], valid_fraction: float) -> None:
-    if not out.name:
-        raise UserError(f"{out}: is a folder that is there; name a new one")
+def _check_arguments(domains: Mapping[str, Path], valid_fraction: float) -> None:
     if not 0 <= valid_fraction < 1:
         raise UserError(f"valid_fraction: {valid_fraction} is not from 0 to below 1; try 0.02")
     if not domains:
@@ -121,6 +119,8 @@ def _holds_dataset(out: Path) -> bool:
         return True
     if occupied:
         raise UserError(f"{out}: it exists and is no empty folder; choose another one")
+    if not out.name:
+        raise UserError(f"{out}: the folder is made beside its place, so it needs a name; give one")
     return False
 
 
@@ -133,8 +133,10 @@ def _build(
     form: Format = "auto",
 ) -> bool:
     """Build beside `out` and rename; False if another process was first."""
-    parts = [tokenizer.fingerprint, valid_fraction, form]
-    keys = {name: _key(*parts, source) for name, source in sources.items()}
+    keys = {
+        name: _key(tokenizer.fingerprint, valid_fraction, form, source)
+        for name, source in sources.items()
+    }
     try:
         with workspace(out, keys) as work:
             _write_domains(work, sources, tokenizer, valid_fraction, progress)

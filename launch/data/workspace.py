@@ -65,7 +65,6 @@ class Workspace:
 @contextmanager
 def workspace(out: Path, keys: dict[str, str]) -> Iterator[Workspace]:
     """A folder beside `out` to prepare the domains `keys` in: one left behind, or a new one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     made = _left(out, keys) or _new(out, keys)
     try:
         yield made
@@ -76,7 +75,7 @@ def workspace(out: Path, keys: dict[str, str]) -> Iterator[Workspace]:
 def _new(out: Path, keys: dict[str, str]) -> Workspace:
     stem = f".{out.name}.{uuid.uuid4().hex[:8]}"
     hidden, folder = out.with_name(f"{stem}.new"), out.with_name(f"{stem}.tmp")
-    hidden.mkdir()
+    hidden.mkdir(parents=True)
     lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     with suppress(OSError):  # where a file system has no locks, nothing is taken over either
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -28,7 +28,9 @@ def build(config: RunConfig, device: torch.device) -> Assembly:
     """Build everything; collective over all ranks."""
     groups = Groups(config.layout)
     rank, size = groups.dp.rank, groups.dp.size
-    loader = Loader(config.data, seed=config.seed, dp_rank=rank, dp_size=size)
+    loader = Loader(
+        config.data, seed=config.seed, dp_rank=rank, dp_size=size, run_folder=config.folder
+    )
     model = sized(config.model, loader.vocab_size)
     torch.manual_seed(config.seed)
     engine = make_engine(config.engine_options, groups)

@@ -7,8 +7,9 @@ out; it yields documents.
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast, get_args
 
+from .... import UserError
 from ..source import Document, Read, Skip
 from .records import read_lines, read_object
 from .sniff import UnclearError, kind
@@ -17,6 +18,13 @@ from .text import read_text
 Format = Literal["auto", "text", "jsonl"]
 """`auto` tells by content; the others are the user's word for it."""
 READERS: dict[str, Read] = {"text": read_text, "jsonl": read_lines, "json": read_object}
+
+
+def named(name: str) -> Format:
+    """The format of that name. Raises UserError."""
+    if name not in get_args(Format):
+        raise UserError(f"--format {name}: is none of {', '.join(get_args(Format))}; give one")
+    return cast(Format, name)
 
 
 def reader(form: Format) -> Read:

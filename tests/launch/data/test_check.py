@@ -67,9 +67,12 @@ def test_negative_ids_are_beyond_too(tmp_path: Path) -> None:
 def test_good_files_are_looked_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     original = check._check
-    monkeypatch.setattr(
-        check, "_check", lambda reader, size: (looked.append(""), original(reader, size))
-    )
+
+    def spy(reader: check.IndexedReader, size: int) -> None:
+        looked.append(reader.bin_path.name)
+        original(reader, size)
+
+    monkeypatch.setattr(check, "_check", spy)
     load(path)
     assert not looked, "what prepare wrote is good"
     (path / NOTE).write_text("[" * 100_000)

@@ -232,7 +232,7 @@ def test_a_finished_domain_of_something_else_is_made_anew(tmp_path: Path, change
             file.write('\n{"text": "one more"}')
     elif change == "tokenizer":
         tokenizer = ByteTokenizer()
-        tokenizer.fingerprint = "other"  # type: ignore[misc]
+        tokenizer.fingerprint = "other"
     else:
         options |= {"valid_fraction": 0.3} if change == "share" else {"form": "text"}
     made = prepare(tmp_path / "out", {"a": good}, tokenizer, **options)
@@ -244,14 +244,22 @@ def test_a_finished_domain_of_something_else_is_made_anew(tmp_path: Path, change
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"domain '\.\./x'"):
         prepare(tmp_path / "out", {"../x": tmp_path}, TOKENIZER)
-    with pytest.raises(UserError, match="name a new one"):
-        prepare(Path(), {"x": tmp_path}, TOKENIZER)
     with pytest.raises(UserError, match="domains: none given"):
         prepare(tmp_path / "out", {}, TOKENIZER)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.bin").write_bytes(b"\0")
     with pytest.raises(UserError, match=r"no text found \(skipped 1: .*x\.bin: a binary file\)"):
         prepare(tmp_path / "out", {"a": tmp_path / "in"}, TOKENIZER)
+
+
+def test_the_current_folder_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_texts(tmp_path / "in", ["text"])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"^\.: the folder is made beside its place"):
+        prepare(Path(), {"x": folder}, TOKENIZER)
+    with pytest.raises(UserError, match=r"^\.: the folder is made beside its place"):
+        ensure_default(Path(), TOKENIZER)
 
 
 def test_unwritable_place(tmp_path: Path) -> None:
