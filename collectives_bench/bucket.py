@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .. import UserError
+from .files import read_bytes
 from .fit import SATURATED, Fit, fit_report
 from .schema import Report
 from .sizes import label
@@ -69,10 +70,10 @@ def write(path: Path, mib: int) -> None:
     """
     try:
         # As bytes: Python's text files would change the ends of the lines.
-        text = path.read_bytes().decode()
+        text = read_bytes(path, str(path), "give a training config").decode()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         before = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({problem}); give a training config") from None
     if not isinstance(root, yaml.MappingNode) or not root.value:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .. import UserError
+from . import THRESHOLD
 from .schema import Collective, Hardware, Report
 from .sizes import label
 
-THRESHOLD = 0.10
 Status = Literal["same", "faster", "slower", "wrong", "new", "missing"]
 FAILING = ("slower", "wrong", "missing")
 

@@ -21,10 +21,11 @@ from ..moe.config import (
     Positive,
     ScheduleConfig,
     Section,
+    layer_kinds,
 )
+from ..moe.engines import ENGINES, trainers
 from ..moe.engines.options import EngineOptions
 from ..moe.layers.ffns import FFNS
-from ..moe.layers.mixers import MIXERS
 from ..moe.optim.schedule import decay_steps
 from .config_errors import explain, join, load_yaml, plain, set_value, short
 from .data.config import DataConfig, microbatches
@@ -163,16 +164,6 @@ def _unusable(values: dict[str, Any], prefix: str = "") -> list[str]:
     return problems
 
 
-def _check_pattern(config: RunConfig) -> None:
-    for entry in config.model.pattern:
-        mixer, _, ffn = entry.partition("/")
-        if mixer not in MIXERS or ffn not in FFNS:
-            raise UserError(
-                f"model.pattern: {entry!r} does not fit; write `mixer/ffn` with mixer one of "
-                f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
-            )
-
-
 def _check_environment(config: RunConfig) -> None:
     for name in config.cluster.env:
         if not name or "=" in name:
@@ -196,13 +187,15 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_experts(config: RunConfig) -> None:
-    experts, ep = config.model.moe.num_experts, config.layout.ep
-    if experts % ep:
-        raise UserError(
-            f"layout.ep: {ep} does not divide model.moe.num_experts {experts}, and every rank "
-            "holds the same number of experts; set layout.ep to "
-            f"{_choices(math.gcd(experts, config.layout.dp))}, or another num_experts"
-        )
+    ep = config.layout.ep
+    for kinds in layer_kinds(config.model):
+        experts = FFNS[kinds.ffn.kind].expert_count(kinds.ffn)
+        if experts % ep:
+            raise UserError(
+                f"layout.ep: {ep} does not divide model.moe.num_experts {experts}, and every rank "
+                "holds the same number of experts; set layout.ep to "
+                f"{_choices(math.gcd(experts, config.layout.dp))}, or another num_experts"
+            )
 
 
 def _choices(number: int) -> str:
@@ -234,16 +227,14 @@ def _check_wsd(schedule: ScheduleConfig, steps: int) -> None:
 
 
 def _check_engine(config: RunConfig) -> None:
-    if config.engine.name == "native" and config.layout.zero > 1:
+    name = config.engine.name
+    if name not in trainers():
         raise UserError(
-            f"layout.zero: the native engine shards the optimizer only, not stage "
-            f"{config.layout.zero}; set layout.zero: 1 or engine.name: deepspeed"
+            f"engine.name: {name!r} trains nothing here; give {' or '.join(map(repr, trainers()))}"
         )
-    if config.engine.name == "deepspeed":
-        # Imported here: checking a native run needs nothing of DeepSpeed.
-        from ..moe.engines.deepspeed.engine import check
-
-        check(config.layout, config.engine, config.optimizer)
+    layout = config.layout
+    for problem in ENGINES[name].problems(layout, layout.zero, config.optimizer, config.engine):
+        raise UserError(f"layout.{problem}")
 
 
 def _check_elastic(config: RunConfig) -> None:
@@ -256,7 +247,6 @@ def _check_elastic(config: RunConfig) -> None:
 
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
-    _check_pattern,
     _check_environment,
     _check_batch,
     _check_experts,

@@ -7,22 +7,10 @@ from pathlib import Path
 
 from ..schema import Report
 from .grid import Cell, Grid
-from .plots import svgs
+from .plots import everything, svgs
 from .tables import details, findings
 
 STATIC = Path(__file__).parent / "static"
-TITLES = {
-    "bandwidth": "Bus bandwidth over size (fitted lines dashed)",
-    "time": "Time over size, median to 95th percentile",
-    "ranks": "Ranks against each other, at each operation's largest size",
-    "at-once": "What other groups cost that run at the same time",
-    "links": "Links between pairs of ranks",
-    "memory": "Memory bandwidth",
-    "gemm": "Matrix products",
-    "attention": "Attention",
-    "copy": "Copies between host and device",
-    "devices": "Devices against each other",
-}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -87,7 +75,7 @@ def _facts(report: Report) -> Grid:
 
 
 def _figure(name: str, svg: str) -> str:
-    title = escape(TITLES[name])
+    title = escape(everything()[name][0])
     return f'<figure id="{name}"><figcaption>{title}</figcaption>{svg}</figure>'
 
 

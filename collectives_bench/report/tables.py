@@ -1,9 +1,12 @@
 """The tables of a report."""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
-from ..schema import Collective, Report
+from ..hardware import memory
+from ..hardware.summary import caches
+from ..schema import Collective, Hardware, Report
 from ..sizes import label
 from .grid import Cell, Grid
 from .series import Series, curves, is_pair
@@ -18,7 +21,8 @@ BYTES = ("bytes", "moved")
 
 def summary(report: Report) -> list[Grid]:
     """What fits a terminal: a line for each series, and what the analysis found."""
-    grids = [_series(report), _hardware_best(report), skipped(report), *findings(report)]
+    grids = [_series(report), _hardware_best(report), _working_sets(report), skipped(report)]
+    grids += findings(report)
     return [_short(grid) for grid in grids if grid.rows]
 
 
@@ -30,7 +34,8 @@ def findings(report: Report) -> list[Grid]:
 
 def details(report: Report) -> list[Grid]:
     """Every measurement, with the series' bests and fits before."""
-    grids = [_series(report), _hardware_best(report), _fits(report), skipped(report)]
+    grids = [_series(report), _hardware_best(report), _working_sets(report), _fits(report)]
+    grids.append(skipped(report))
     grids += [_collectives(report), _hardware(report)]
     return [grid for grid in grids if grid.rows]
 
@@ -162,7 +167,7 @@ def _slow_devices(report: Report) -> Grid:
 
 def _notes(report: Report) -> Grid:
     grid = Grid("notes", ("note",))
-    for note in rows_of(report, "notes"):
+    for note in [*rows_of(report, "notes"), *report.analysis.get("hardware", {}).get("notes", ())]:
         grid.add(str(note))
     return grid
 
@@ -207,16 +212,38 @@ def skipped(report: Report) -> Grid:
 
 
 def _hardware_best(report: Report) -> Grid:
-    """The best rate of every kind, on the slowest and the fastest rank."""
+    """The best rate of every kind, on the slowest and the fastest rank; of memory, where the
+    working set is past the caches."""
     grid = Grid("device: best rates", ("bench", "kind", "dtype", "best", "shape", "slowest rank"))
-    kinds = dict.fromkeys((h.bench, h.kind, h.dtype) for h in report.hardware)
+    known = caches(report)
+    rows = [h for h in report.hardware if _lasting(h, known.get(h.rank, 0))]
+    kinds = dict.fromkeys((h.bench, h.kind, h.dtype) for h in rows)
     for kind in kinds:
-        mine = [h for h in report.hardware if (h.bench, h.kind, h.dtype) == kind]
+        mine = [h for h in rows if (h.bench, h.kind, h.dtype) == kind]
         best = max(mine, key=lambda h: h.rate)
         tops = [max(h.rate for h in mine if h.rank == rank) for rank in {h.rank for h in mine}]
         grid.add(
             *kind, speed(best.rate, best.unit), shape_text(best.shape), speed(min(tops), best.unit)
         )
+    return grid
+
+
+def _lasting(row: Hardware, cache: int) -> bool:
+    return row.bench != "memory" or memory.place(row, cache) in ("memory", "")
+
+
+def _working_sets(report: Report) -> Grid:
+    """Memory rates by the size of the working set: the ranks' median, and the slowest's."""
+    grid = Grid("memory: rates by working set", ("kind", "working set", "in", "rate", "slowest"))
+    known, found = caches(report), dict[tuple[str, int], list[Hardware]]()
+    for h in report.hardware:
+        if h.bench == "memory":
+            found.setdefault((h.kind, h.shape["moved"]), []).append(h)
+    for (kind, moved), rows in found.items():
+        place = memory.place(rows[0], known.get(rows[0].rank, 0)) or "cache not known"
+        rates = [row.rate for row in rows]
+        middle, least = speed(median(rates)), speed(min(rates))
+        grid.add(kind, size(moved), place, middle, least)
     return grid
 
 

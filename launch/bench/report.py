@@ -5,12 +5,14 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from ... import UserError
+from ...collectives_bench import THRESHOLD
 from ...collectives_bench.analyse import analyse
-from ...collectives_bench.compare import THRESHOLD, Comparison, compare
-from ...collectives_bench.hardware.summary import summarise
+from ...collectives_bench.compare import Comparison, compare
+from ...collectives_bench.hardware.summary import caches, summarise
 from ...collectives_bench.report import csv, html, plots, tables
 from ...collectives_bench.schema import Report
 from .config import COMPLETE, REPORT
@@ -65,12 +67,25 @@ def analyse_into(report: Report, baseline: Report | None, threshold: float) -> C
     if report.kind == "collectives":
         report.analysis = analyse(report)
     else:
-        report.analysis = {"hardware": summarise(report.hardware)}
+        report.analysis = {"hardware": summarise(report.hardware, caches(report))}
     if baseline is None or report.ended != COMPLETE:
         return None
     compared = compare(baseline, report, threshold)
     report.analysis["comparison"] = asdict(compared)
     return compared
+
+
+def kept_comparison(report: Report, source: Path) -> Comparison | None:
+    """The comparison that a report already holds. UserError where it is none."""
+    found = report.analysis.get("comparison")
+    if found is None:
+        return None
+    try:
+        return TypeAdapter(Comparison).validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("analysis", "comparison", *first["loc"])))
+        raise UserError(f"{source}: {where}: {first['msg']}; compare again") from None
 
 
 def draw(report: Report, folder: Path) -> list[Path]:

@@ -97,14 +97,25 @@ def import_hf(
 
 
 def _tokenizer(chosen: str | None, source: "Source") -> tuple[int | None, dict[str, bytes]]:
-    """The id that ends a text, and the tokenizer's files, which a byte tokenizer does not have."""
+    """The id that ends a text, and the tokenizer's files, which a byte tokenizer does not have.
+
+    The tokenizer of the imported folder goes back as it came, and its special tokens with it: they
+    need no id here.
+    """
+    from ...moe.checkpoint.huggingface.kept import KEPT, tokenizer_files
+
+    kept = source.meta.get(KEPT)
+    name = chosen or source.meta.get("config", {}).get("data", {}).get("tokenizer")
+    if kept and (name is None or Path(name).resolve().parent == Path(kept["folder"])):
+        return None, tokenizer_files(kept)
+    return _other_tokenizer(name) if name else (None, {})
+
+
+def _other_tokenizer(name: str) -> tuple[int | None, dict[str, bytes]]:
     import tokenizers
 
     from ..data.tokenizer import load_tokenizer
 
-    name = chosen or source.meta.get("config", {}).get("data", {}).get("tokenizer")
-    if name is None:
-        return None, {}
     try:
         eod = load_tokenizer(name).eod
     except UserError as error:

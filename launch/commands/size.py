@@ -13,9 +13,9 @@ from .. import terminal
 
 if TYPE_CHECKING:
     from ...collectives_bench.schema import Report
-    from ...moe.sizing.adviser import Proposal, Question
     from ...moe.sizing.communication import Communication
     from ...moe.sizing.curves import Curves
+    from ...moe.sizing.proposal import Proposal, Question
     from ...moe.sizing.shapes import Budget
 
 _FORM = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([KMBT]?)", re.IGNORECASE)
@@ -68,7 +68,8 @@ def size(
     ] = None,
 ) -> None:
     """Propose model shapes, micro-batch and layout for a budget, and predict what they cost."""
-    from ...moe.sizing.adviser import Question, advise
+    from ...moe.sizing.adviser import advise
+    from ...moe.sizing.proposal import Question
     from ...moe.sizing.shapes import Fixed
     from ...moe.sizing.step import Training
     from ..size import show as size_show
@@ -199,7 +200,7 @@ def _network(
 def _engine(report: "Report | None") -> "tuple[Any, str]":
     """The engine's section with the bucket that the report shows, and what that rests on."""
     from ...collectives_bench.bucket import choose
-    from ...moe.sizing.adviser import ENGINE
+    from ...moe.sizing.proposal import ENGINE
 
     if report is None:
         return ENGINE, "the default"

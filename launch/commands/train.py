@@ -76,11 +76,13 @@ def _dry_run(run: "RunConfig", as_json: bool) -> None:
 def _train(run: "RunConfig", console: "Console") -> bool:
     """Whether the run came to its end, and did not leave on SIGTERM."""
     from ..train import start
+    from ..train.sole import sole
 
-    resolved = start.prepare(run)
-    if run.cluster.launcher == "none":
-        return _train_here(run, console)
-    return _ended(run, start.train_under_ray(run, resolved, console))
+    with sole(run.folder):
+        resolved = start.prepare(run)
+        if run.cluster.launcher == "none":
+            return _train_here(run, console)
+        return _ended(run, start.train_under_ray(run, resolved, console))
 
 
 def _train_here(run: "RunConfig", console: "Console") -> bool:

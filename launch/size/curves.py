@@ -6,8 +6,10 @@ from statistics import median
 from typing import TypeVar
 
 from ... import UserError
-from ...collectives_bench.hardware.summary import summarise
+from ...collectives_bench.hardware.config import MEMORY_SETS
+from ...collectives_bench.hardware.summary import caches, summarise
 from ...collectives_bench.schema import Hardware, Report
+from ...collectives_bench.sizes import label
 from ...kernels.targets import TARGETS, Target
 from ...moe.sizing.curves import CAPACITY, Curves, Gemm, Grouped
 from ..train.hardware import PEAK_BF16_FLOPS
@@ -25,8 +27,8 @@ def measured(report: Report, memory: int | None) -> Curves:
     """
     rows = [row for row in report.hardware if row.bench == "memory" or row.dtype == "bf16"]
     device = report.hosts[0].device if report.hosts else "an unknown device"
-    stream = _points(rows, "memory", "copy", lambda s: s["bytes"])
-    summary = summarise(rows)["ranks"][0]
+    stream = _points(rows, "memory", "copy", lambda s: s["moved"])
+    summary = summarise(rows, caches(report))["ranks"][0]
     gemms = _points(rows, "gemm", None, lambda s: (s["M"], s["N"], s["K"]))
     experts = _points(
         rows, "experts", BOTH, lambda s: (s["rows"], s["hidden"], s["ffn"], s["experts"])
@@ -38,12 +40,23 @@ def measured(report: Report, memory: int | None) -> Curves:
         gemms=tuple(Gemm(*shape, rate) for shape, rate in gemms.items()),
         experts=tuple(Grouped(*shape, rate) for shape, rate in experts.items()),
         attention=tuple(sorted(attention.items())),
-        memory_rate=stream[max(stream)],
+        memory_rate=_memory_rate(stream, max(caches(report).values(), default=0)),
         capacity=memory or _capacity(report, device),
         peak=next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in device), best),
         near_peak_flops=summary["gemm"]["bf16"]["near_peak"]["flops"],
         measured=True,
     )
+
+
+def _memory_rate(by_set: dict[int, float], cache: int) -> float:
+    """That of the largest working set, which must be past the cache where that is known."""
+    largest = max(by_set)
+    if largest < MEMORY_SETS * cache:
+        raise UserError(
+            f"--hardware: memory was measured over {label(largest)} at most, which the cache of "
+            f"{label(cache)} serves; measure again with max_bytes {label(MEMORY_SETS * cache)}"
+        )
+    return by_set[largest]
 
 
 def _points(

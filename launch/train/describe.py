@@ -64,12 +64,12 @@ class Describer:
             **{name: getattr(metrics, name) for name in names},
         )
 
-    def routing(self, step: int, load: torch.Tensor) -> RouterRecord | None:
+    def routing(self, step: int, loads: list[torch.Tensor]) -> RouterRecord | None:
         """Each expert's tokens, from which `moelstrom bench` makes its all-to-all-v loads; None
         between the steps of `log_interval`, and for a model without experts."""
-        if load.numel() == 0 or step % self._config.log_interval:
+        if not loads or step % self._config.log_interval:
             return None
-        return RouterRecord(step=step, expert_load=load.tolist())
+        return RouterRecord(step=step, expert_load=[load.tolist() for load in loads])
 
 
 def parts(stages: dict[str, float]) -> dict[str, float]:
@@ -77,10 +77,8 @@ def parts(stages: dict[str, float]) -> dict[str, float]:
     return {part: round(stages.get(part, 0.0), 6) for part in PARTS}
 
 
-def balance(load: torch.Tensor) -> float:
-    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `load`
-    [layers, E]; 1 where there are no experts."""
-    if load.numel() == 0:
-        return 1.0
-    share = load.double() / load.double().mean(dim=1, keepdim=True).clamp_min(1e-9)
-    return share.max().item()
+def balance(loads: list[torch.Tensor]) -> float:
+    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `loads`: of
+    each layer with experts [E]; 1 where there are none."""
+    shares = [load.double() / load.double().mean().clamp_min(1e-9) for load in loads]
+    return max((share.max().item() for share in shares), default=1.0)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from ...moe.checkpoint.lease import take
 from .records import Record, from_json, to_json
 
 LOG_NAME = "metrics.jsonl"
@@ -18,14 +19,15 @@ class RunLog:
     """Appends every record to `metrics.jsonl` and passes it on; only rank 0 makes one.
 
     A resumed run appends, so a step that was repeated after a fault stands twice: the last line
-    counts.
+    counts. Each line has the number of the `lease` that it was written under.
     """
 
     def __init__(self, folder: Path, listeners: list[Listener]) -> None:
+        """Raises UserError where another process writes the records of this folder."""
         # Imported here: it brings torch, which no reader needs.
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lease = take(folder, "records", "output")
         self._file = _open_at_line(folder / LOG_NAME)
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._listeners = listeners
@@ -33,9 +35,11 @@ class RunLog:
         self._lock = threading.Lock()
 
     def __call__(self, record: Record) -> None:
-        """Write one record."""
+        """Write one record. Raises LeaseLostError once another process writes there."""
         with self._lock:
-            self._file.write(json.dumps(to_json(record)) + "\n")
+            self.check()
+            line = {**to_json(record), "lease": self._lease.number}
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             self._plot(record)
         for listener in self._listeners:
@@ -46,10 +50,15 @@ class RunLog:
             if record.step is not None and key not in ("step", "time"):
                 self._board.add_scalar(f"{record.kind}/{key}", value, record.step)
 
+    def check(self) -> None:
+        """Call before anything else is written into the folder. Raises LeaseLostError."""
+        self._lease.check()
+
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; the folder is free for another process."""
         self._board.close()
         self._file.close()
+        self._lease.release()
 
 
 def _open_at_line(path: Path) -> TextIO:

@@ -59,7 +59,7 @@ class Training:
         self._rollbacks = RollBacks(config, self.channel)
         self.loader.pass_over(self._rollbacks.passed_over)
         self.state.resume(self._rollbacks.below)
-        self._describer = Describer(config, made.model, made.groups.dp.size, self.device)
+        self._describer = Describer(config, made.model, made.grid.world.size, self.device)
 
     def run(self) -> bool:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the

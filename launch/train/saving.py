@@ -13,7 +13,7 @@ from .channel import Channel
 from .health import Health
 from .random_state import load_random_state, random_state
 from .records import ResumeRecord, from_json
-from .resume import check_same_model, find_start
+from .resume import check_same_model, find_start, handed_on
 
 
 class SavedState:
@@ -30,7 +30,7 @@ class SavedState:
         """Collective."""
         self._config, self._parts, self._health = config, parts, health
         self._channel, self._device = channel, device
-        rank, size = parts.groups.dp.rank, parts.groups.dp.size
+        rank, size = parts.grid.world.rank, parts.grid.world.size
         self._rank = rank
         self._keeper = (
             Keeper(config.folder, rank, size, channel.note) if config.checkpoint.replicas else None
@@ -41,6 +41,7 @@ class SavedState:
         """Step of the run's own checkpoint that this start went on from; -1: none."""
         self.saved = -1
         """Step of the newest save."""
+        self._handed_on: dict[str, Any] = {}
 
     def _record(self, event: dict[str, Any]) -> None:
         record = from_json(event)
@@ -56,6 +57,7 @@ class SavedState:
         if source is not None:
             self._load(source)
             self.start = self.saved = source.step if own else -1
+        self._saver.started(self.start)
 
     def _load(self, source: Source) -> None:
         parts = self._parts
@@ -68,6 +70,7 @@ class SavedState:
                 f"{source.folder}: no data position in it; reading from the first sample"
             )
         self._health.load_state(source.meta.get("health", {}))
+        self._handed_on = handed_on(source.meta)
         load_random_state(source, self._rank, self._device, self._config.seed)
         self._channel.record(ResumeRecord(step=source.step, folder=str(source.folder)))
 
@@ -80,6 +83,7 @@ class SavedState:
             "model": parts.model.model_dump(mode="json"),
             "skipped": parts.engine.skipped,
             "health": self._health.state(),
+            **self._handed_on,
         }
         self.saved = parts.engine.steps_done
         shards = [*parts.engine.export_state(), *random_state(self._rank, self._device)]

@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ... import UserError
+from ...cluster.config import ClusterConfig
 from ...cluster.spec import Event, OnEvent, Outcome, WorkerSpec
+from ...moe.checkpoint.owner import RUN_VARIABLE, Owner
 from ...moe.vocabulary import sized
 from ..config import RESOLVED, RunConfig, dump
 from ..data.prepare import ensure_default, load_dataset
@@ -60,4 +62,11 @@ def train_under_ray(
             if watch:
                 watch(rank, event)
 
-        return run_group(spec, run.cluster, on_event=on_event, log_dir=run.folder / "workers")
+        return run_group(spec, _named(run), on_event=on_event, log_dir=run.folder / "workers")
+
+
+def _named(run: RunConfig) -> ClusterConfig:
+    """The cluster whose workers know which command they belong to: a later group of them takes
+    over at once from an earlier one."""
+    env = {**run.cluster.env, RUN_VARIABLE: Owner.here().run}
+    return run.cluster.model_copy(update={"env": env})

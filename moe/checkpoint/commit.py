@@ -11,8 +11,10 @@ from pydantic import ValidationError
 
 from ... import UserError
 from . import folder as disk
+from .lease import Lease
 from .manifest import Manifest, dump, explain
-from .reader import complete, verify
+from .reader import verify
+from .retention import Retention
 
 
 class CheckpointError(RuntimeError):
@@ -28,13 +30,14 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Commit:
-    """One save to commit: `step` under `path`, written by the session `nonce`."""
+    """One save to commit: `step` under `path`, written by `session` under `lease`."""
 
     path: Path
     step: int
-    nonce: str
+    session: str
     meta: str
-    keep: int
+    lease: Lease
+    retention: Retention
     note: Callable[[str], None]
 
     def run(self, reports: list[bytes]) -> tuple[int, bytes | None]:
@@ -42,41 +45,48 @@ class Commit:
         manifest unless the step was there already.
 
         Raises CheckpointError if a rank failed or the ranks do not hold every element exactly
-        once, OSError if the disk refuses. The temporary folder is gone in either case.
+        once, OSError if the disk refuses, LeaseLostError if another process writes there now. The
+        temporary folder is gone in every case.
         """
-        temporary = disk.temporary_folder(self.path, self.step, self.nonce)
+        temporary = disk.temporary_folder(self.path, self.step, self.session)
         try:
             manifest = merge(self.step, json.loads(self.meta), [json.loads(r) for r in reports])
             _check_visible(temporary, manifest)
             text = self._place(temporary, manifest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune()
+        self.retention.prune(self.path, self.step, self.lease, self.note)
         return sum(manifest.files.values()), text
 
     def _place(self, temporary: Path, manifest: Manifest) -> bytes | None:
         """Publish, unless this step is there already: replacing a good checkpoint risks it."""
         final = disk.step_folder(self.path, self.step)
+        self.lease.check()
         if final.exists() or final.is_symlink():
             try:
                 verify(final)
             except UserError as error:
+                self.lease.check()
                 self.note(f"unusable, moved to {disk.move_aside(final)}: {error}")
             else:
+                self._settle(final)
                 self.note(f"{final} is already saved and verifies: kept as it is")
                 return None
         text = dump(manifest)
-        disk.publish(temporary, final, text)
+        disk.publish(temporary, final, text, self.lease.check)
+        self.retention.saved(final)
         return text
 
-    def _prune(self) -> None:
-        """Keep the newest `keep` up to this step; later ones are of another run, left alone."""
-        done = [f for f in complete(self.path) if (disk.step_of(f) or 0) <= self.step]
-        for folder in done[: -self.keep]:
-            try:
-                disk.delete(folder, self.nonce)
-            except OSError as error:
-                self.note(f"{folder} could not be pruned: {error}")
+    def _settle(self, final: Path) -> None:
+        """Make sure that the disk holds the names of what another session saved."""
+        try:
+            disk.sync(final)
+            disk.sync(final.parent)
+        except disk.FlushError:
+            # A second flush would succeed without the data: the next try has to write it anew.
+            self.lease.check()
+            self.note(f"{final} may not be on disk, moved to {disk.move_aside(final)}")
+            raise
 
 
 def merge(step: int, meta: dict[str, Any], reports: list[dict[str, Any]]) -> Manifest:

@@ -1,11 +1,13 @@
 """A checkpoint's folder on disk: names, durable writes, and rank 0's commit and pruning."""
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from ... import UserError
@@ -14,7 +16,13 @@ MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 
 _STEP = re.compile(r"step-(\d{8,})")
-_TEMPORARY = re.compile(r"\.tmp-(?:step|pruned)-\d{8,}-([0-9a-f]{16})")
+_TEMPORARY = re.compile(r"\.tmp-(?:step|pruned)-\d{8,}-(g(\d{8,})-[0-9a-f]{8}|[0-9a-f]{16})")
+"""The session that wrote it: the number of its lease, or (also of version 0.1.0) only random."""
+
+
+class FlushError(OSError):
+    """The disk did not take what was written. What the kernel then still holds counts as flushed:
+    the bytes have to be written anew, not flushed again."""
 
 
 def step_folder(path: Path, step: int) -> Path:
@@ -22,9 +30,9 @@ def step_folder(path: Path, step: int) -> Path:
     return path / f"step-{step:08d}"
 
 
-def temporary_folder(path: Path, step: int, nonce: str) -> Path:
+def temporary_folder(path: Path, step: int, session: str) -> Path:
     """Where the checkpoint of `step` is written before its commit."""
-    return path / f".tmp-step-{step:08d}-{nonce}"
+    return path / f".tmp-step-{step:08d}-{session}"
 
 
 def shard_name(rank: int) -> str:
@@ -66,35 +74,73 @@ def marker_text(manifest: bytes) -> str:
     return f"manifest sha256 {hashlib.sha256(manifest).hexdigest()}\n"
 
 
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
+def flush(handle: int) -> None:
+    """Flush an open file or folder to disk. Raises FlushError."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise FlushError(error.errno, error.strerror) from None
+
+
+def sync(path: Path) -> None:
+    """Flush a folder to disk, or a file that another handle wrote."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flush(handle)
     finally:
         os.close(handle)
 
 
 def write_synced(file: Path, data: bytes) -> None:
     """Write and flush a whole file."""
-    file.write_bytes(data)
-    sync(file)
+    # The handle that wrote is the one that hears of a failure.
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+        flush(handle)
+    finally:
+        os.close(handle)
 
 
-def publish(temporary: Path, final: Path, manifest: bytes) -> None:
+def sync_ancestors(path: Path) -> None:
+    """Flush the folders that lead to `path`, as far as its file system reaches: a new one is lost
+    with a name that is not on disk."""
+    device = path.stat().st_dev
+    for folder in path.resolve().parents:
+        if folder.stat().st_dev != device or not os.access(folder, os.R_OK):
+            return
+        sync(folder)
+
+
+def publish(
+    temporary: Path, final: Path, manifest: bytes, check: Callable[[], None] = lambda: None
+) -> None:
     """Turn a fully written temporary folder into the complete checkpoint `final`.
 
     The marker is written (not yet under its name) before the folder moves, so that after the
-    move only a rename is left, which needs no disk space.
+    move only a rename is left, which needs no disk space. `check` raises where this process may
+    write no more. After a disk's refusal the folder is back under its temporary name.
     """
     pending = f"{MARKER}.pending"
     write_synced(temporary / MANIFEST, manifest)
     write_synced(temporary / pending, marker_text(manifest).encode())
     sync(temporary)
+    check()
     temporary.rename(final)
-    sync(final.parent)
-    (final / pending).rename(final / MARKER)
-    sync(final)
+    try:
+        sync(final.parent)
+        check()
+        (final / pending).rename(final / MARKER)
+        sync(final)
+    except OSError:
+        # A marker that perhaps is not on disk must not stand for a save; but under this name may
+        # lie a newer holder's by now.
+        check()
+        with contextlib.suppress(OSError):
+            final.rename(temporary)
+        raise
 
 
 def move_aside(folder: Path) -> Path:
@@ -104,16 +150,35 @@ def move_aside(folder: Path) -> Path:
     return aside
 
 
-def delete(folder: Path, nonce: str) -> None:
-    """Delete a checkpoint. The rename hides it at once, so no reader finds it half deleted."""
-    hidden = folder.with_name(f".tmp-pruned-{step_of(folder) or 0:08d}-{nonce}")
+def delete(folder: Path, session: str, check: Callable[[], None]) -> None:
+    """Delete a checkpoint. The rename hides it at once, so no reader finds it half deleted; it
+    comes back if `check` raises after it."""
+    hidden = folder.with_name(f".tmp-pruned-{step_of(folder) or 0:08d}-{session}")
+    check()
     folder.rename(hidden)
+    try:
+        check()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            hidden.rename(folder)
+        raise
     shutil.rmtree(hidden)
 
 
-def remove_stale(path: Path, nonce: str) -> None:
-    """Delete the temporary folders that dead sessions (with another nonce) left."""
+def remove_stale(path: Path, session: str, check: Callable[[], None] = lambda: None) -> None:
+    """Delete the temporary folders of older sessions than `session`, which are dead or shut out.
+
+    `check` raises where this process may write no more.
+    """
     for entry in path.iterdir():
         match = _TEMPORARY.fullmatch(entry.name)
-        if match and match[1] != nonce and not entry.is_symlink():
+        if match and _is_older(match, session) and not entry.is_symlink():
+            check()
             shutil.rmtree(entry)
+
+
+def _is_older(match: re.Match[str], session: str) -> bool:
+    own = _TEMPORARY.fullmatch(f".tmp-step-00000000-{session}")
+    if match[2] and own and own[2]:
+        return int(match[2]) < int(own[2])
+    return match[1] != session

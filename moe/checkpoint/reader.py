@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from ... import UserError
 from ..state.source import TensorInfo
 from . import folder as disk
 from .manifest import DTYPES, FIX, Manifest, Piece, TensorEntry, parse
+from .plainfile import read_plain
 from .shardfile import HASH_BYTES, ShardFile
 from .strides import below, scatter, word_type, words
 
 HASH_THREADS = min(8, os.cpu_count() or 1)
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -217,17 +219,15 @@ def verify(folder: Path | str, progress: Callable[[int, int], None] | None = Non
 
 def complete(path: Path | str) -> list[Path]:
     """The complete checkpoints under `path`, ascending by step; their data is not hashed."""
-    return [folder for folder in disk.step_folders(Path(path)) if _problem(folder) is None]
+    return _look(path, lambda look: look.complete())
 
 
 def latest(path: Path | str) -> Path | None:
     """The newest complete checkpoint; newer incomplete ones are logged as a warning."""
-    for folder in reversed(disk.step_folders(Path(path))):
-        problem = _problem(folder)
-        if problem is None:
-            return folder
-        _log.warning("skipping checkpoint: %s", problem)
-    return None
+    newest, problems = _look(path, lambda look: look.newest(data=False))
+    for found in problems:
+        _log.warning("skipping checkpoint: %s", found)
+    return newest
 
 
 def choose(path: Path | str, report: Callable[[str], None]) -> Path | None:
@@ -236,22 +236,81 @@ def choose(path: Path | str, report: Callable[[str], None]) -> Path | None:
     Deletes nothing. None if no save was ever committed. Raises UserError if saves were committed
     but every one is damaged: starting over silently would waste the run.
     """
-    folders = disk.step_folders(Path(path))
-    for folder in reversed(folders):
-        problem = _problem(folder, data=True)
-        if problem is None:
-            return folder
-        report(f"skipping checkpoint: {problem}")
-    damaged = [folder.name for folder in folders if (folder / disk.MARKER).exists()]
-    if damaged:
-        raise UserError(
-            f"{path}: every committed checkpoint is damaged ({', '.join(damaged)}): restore one, "
-            "or set checkpoint.path to a new folder to start over"
-        )
-    return None
+    newest, problems = _look(path, lambda look: look.newest(data=True))
+    for found in problems:
+        report(f"skipping checkpoint: {found}")
+    if newest is None:
+        damaged = [f.name for f in disk.step_folders(Path(path)) if (f / disk.MARKER).exists()]
+        if damaged:
+            raise UserError(
+                f"{path}: every committed checkpoint is damaged ({', '.join(damaged)}): restore "
+                "one, or set checkpoint.path to a new folder to start over"
+            )
+    return newest
 
 
-def _problem(folder: Path, data: bool = False) -> str | None:
+class _MovedError(Exception):
+    """A checkpoint went away, or another one came in its place, while it was looked at."""
+
+
+class _Look:
+    """One look at the checkpoints under a path. Raises _MovedError where a save got between."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = _change(path.resolve())
+        self._folders = disk.step_folders(path)
+
+    def complete(self) -> list[Path]:
+        found = [folder for folder in self._folders if self._problem(folder, False) is None]
+        self._check_listing(found)
+        return found
+
+    def newest(self, data: bool) -> tuple[Path | None, list[str]]:
+        """The newest without a problem, and the problems of those that are newer."""
+        problems: list[str] = []
+        for folder in reversed(self._folders):
+            found = self._problem(folder, data)
+            if found is None:
+                return folder, problems
+            problems.append(found)
+        self._check_listing([])
+        return None, problems
+
+    def _problem(self, folder: Path, data: bool) -> str | None:
+        before = _change(folder)
+        found = problem(folder, data)
+        if found is not None and (before is None or _change(folder) != before):
+            raise _MovedError
+        return found
+
+    def _check_listing(self, found: list[Path]) -> None:
+        """A listing may lack what was renamed meanwhile: none at all is worth another one."""
+        seen = disk.step_folders(self._path)
+        if not found and (seen != self._folders or _change(self._path.resolve()) != self._before):
+            raise _MovedError
+
+
+def _look(path: Path | str, ask: Callable[[_Look], T]) -> T:
+    """Ask a look that no save has disturbed. Each of them has to end before it is over, so it is
+    a matter of very few."""
+    while True:
+        try:
+            return ask(_Look(Path(path)))
+        except _MovedError:
+            continue
+
+
+def _change(path: Path) -> tuple[int, int] | None:
+    """Differs once entries came or went, or another folder has the name; None: there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def problem(folder: Path, data: bool = False) -> str | None:
     """Why the checkpoint cannot be used, or None; `data` also checks every piece."""
     try:
         reader = Reader(folder)
@@ -278,8 +337,7 @@ def _load_manifest(folder: Path) -> tuple[str, Manifest]:
 
 def _read(file: Path, fix: str) -> bytes:
     try:
-        disk.regular_size(file)
-        return file.read_bytes()
+        return read_plain(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({_reason(error)}): {fix}") from None
 

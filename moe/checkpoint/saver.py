@@ -4,8 +4,8 @@ A save appears whole or not at all. The ranks write into a hidden temporary fold
 that their pieces hold every element exactly once, writes the manifest, renames the folder and
 adds the COMMITTED marker last, each step flushed to disk before the next. A step that is already
 saved and verifies is kept as it is; an unusable folder in its place is renamed to
-`step-*.broken-*`, never deleted. Temporary folders of dead sessions are deleted before the next
-write.
+`step-*.broken-*`, never deleted. Temporary folders of older sessions, which are dead or shut out by
+the lease, are deleted before the next write.
 
 Training stands still for almost none of it: what only the optimizer's update writes is copied to
 the host while the next forward and backward passes run, and the update waits for what is left.
@@ -13,7 +13,6 @@ the host while the next forward and backward passes run, and the update waits fo
 
 import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ..config import CheckpointConfig
 from ..state.shard import Shard
 from .channel import Channel
 from .commit import CheckpointError
+from .lease import LeaseLostError
 from .snapshot import HostBuffers, Snapshot, Turn
 from .writer import Job, Keeper, Writer, line
 
@@ -41,7 +41,8 @@ class Updating(Protocol):
 
 
 class Saver:
-    """Writes the shards of all ranks into `config.path`. Making one is collective.
+    """Writes the shards of all ranks into `config.path`, on which it holds the lease until it is
+    closed. Making one is collective; UserError, on every rank, where another process holds it.
 
     `log` gets, from the writing thread, {"kind": "checkpoint", step, stall_ms, write_s, bytes} of
     every committed save (bytes over all ranks), and {"kind": "checkpoint_note", step, message} for
@@ -60,8 +61,7 @@ class Saver:
         self._asynchronous = config.asynchronous
         self._log = log or (lambda event: None)
         self._channel = Channel(rank, world_size)
-        nonce = self._channel.broadcast(secrets.token_hex(8).encode()).decode()
-        self._writer = Writer(config, rank, self._channel, nonce, keeper, self._note)
+        self._writer = Writer(config, rank, self._channel, keeper, self._note)
         self._buffers = HostBuffers()
         self._behind = False
         self._turn: Turn | None = None
@@ -82,14 +82,20 @@ class Saver:
         self._preparing = threading.Thread(target=self._reserve, args=(shards,), name="buffers")
         self._preparing.start()
 
+    def started(self, step: int) -> None:
+        """The run began with its own checkpoint of `step` (-1: with none): newer ones that lie
+        there were refused, and retention counts none of them."""
+        self._writer.started(step)
+
     def save(self, step: int, shards: Sequence[Shard], meta: dict[str, Any]) -> float:
         """Start a save; collective. Returns the milliseconds that training stood still.
 
         The shards may change as soon as this returns (steady ones of an attached engine: after
         `settle`); they are written in the background (before returning if `asynchronous` is off).
         `meta` is a JSON object, the same on every rank. Raises CheckpointError if the previous
-        save failed; then this one has not started. A failure of this save is raised by the next
-        `wait` or `save`, on every rank (here, if `asynchronous` is off).
+        save failed, LeaseLostError if another process has the folder; then this one has not
+        started. A failure of this save is raised by the next `wait` or `save`, on every rank (here,
+        if `asynchronous` is off).
         """
         self._started = time.perf_counter()
         self.wait()
@@ -117,7 +123,7 @@ class Saver:
         self._stall_ms += _since(started) * 1e3
 
     def wait(self) -> None:
-        """Wait for the write under way; raises CheckpointError if it failed (once)."""
+        """Wait for the write under way; raises what it failed with (once)."""
         for thread in (self._preparing, self._thread):
             if thread is not None:
                 thread.join()
@@ -127,10 +133,11 @@ class Saver:
             raise failure
 
     def close(self) -> None:
-        """Wait, then release the process group; raises as `wait` does."""
+        """Wait, then release the folder and the process group; raises as `wait` does."""
         try:
             self.wait()
         finally:
+            self._writer.release()
             self._channel.close()
 
     def _reserve(self, shards: list[Shard]) -> None:
@@ -160,7 +167,7 @@ class Saver:
         _give_way()
         try:
             nbytes = self._writer.write(job)
-        except CheckpointError as error:
+        except (CheckpointError, LeaseLostError) as error:
             self._failure = error
         except Exception as error:
             # A lost rank leaves the others in the middle of a collective: free them too.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .plainfile import open_plain
 from .tensorfile import CODES
 
 DTYPES_BY_CODE = {code: dtype for dtype, code in CODES.items()}
@@ -25,7 +26,7 @@ class ShardFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._file = os.fdopen(open_plain(path, links=True), "rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
         self._header, self._start = self._load_header()
         self._found: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = {}

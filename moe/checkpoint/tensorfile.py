@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from ..state.source import TensorInfo
+from .folder import flush
 
 CODES = {
     torch.float64: "F64",
@@ -40,7 +41,7 @@ class TensorFile:
     Its whole size is reserved at once, so that a full disk refuses it before any data moves.
     `keep` goes on with the data that a killed writer of the same tensors left.
     `write` may be called from many threads, for disjoint ranges; `close` flushes to disk. Raises
-    OSError.
+    OSError, and FlushError after which the file has to be written anew.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class TensorFile:
     def close(self) -> None:
         """Flush to disk and close."""
         try:
-            os.fsync(self._fd)
+            flush(self._fd)
         finally:
             os.close(self._fd)
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ... import UserError
 from ..config import CheckpointConfig
 from ..state.shard import Shard
 from ..state.source import TensorInfo
 from . import folder as disk
 from .channel import Channel
 from .commit import CheckpointError, Commit
+from .lease import Lease, LeaseLostError, take
 from .manifest import DTYPE_NAMES, digest
 from .reader import HASH_THREADS
+from .retention import Retention
 from .snapshot import Snapshot
 from .tensorfile import TensorFile
 
@@ -63,19 +66,47 @@ class Writer:
         config: CheckpointConfig,
         rank: int,
         channel: Channel,
-        nonce: str,
         keeper: Keeper | None,
         note: Callable[[int, str], None],
     ) -> None:
+        """Rank 0 takes the lease on the folder. Raises UserError, on every rank, if another
+        process holds it."""
         self._config, self._rank, self._channel = config, rank, channel
-        self._path, self._nonce = Path(config.path), nonce
+        self._path = Path(config.path)
         self._keeper, self._note = keeper, note
+        self._lease: Lease | None = None
+        self._retention = Retention(config.keep)
+        self._session = self._agree_on_session()
+        self._led_to = False
+
+    def started(self, step: int) -> None:
+        """The run began with the checkpoint of `step` in its own folder (-1: with none of it)."""
+        if self._lease:
+            self._retention.started(self._path, step)
+
+    def release(self) -> None:
+        """Write no more: the folder is free for another process."""
+        if self._lease:
+            self._lease.release()
+
+    def _agree_on_session(self) -> str:
+        verdict = b""
+        if self._rank == 0:
+            try:
+                self._lease = take(self._path, "saves", "checkpoint.path")
+                verdict = json.dumps({"session": self._lease.session}).encode()
+            except UserError as error:
+                verdict = json.dumps({"error": str(error)}).encode()
+        answer = json.loads(self._channel.broadcast(verdict))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return str(answer["session"])
 
     def write(self, job: Job) -> int:
         """Save; returns the bytes of all ranks.
 
         Where a disk refused for a reason that may pass, tries again as often as configured.
-        Raises CheckpointError, the same on every rank.
+        Raises CheckpointError or LeaseLostError, the same on every rank.
         """
         tries, pause = self._config.retries, self._config.retry_wait_s
         verdict, manifest = self._attempt(job)
@@ -88,7 +119,7 @@ class Writer:
             time.sleep(pause)
             verdict, manifest = self._attempt(job)
         if "error" in verdict:
-            raise CheckpointError(verdict["error"])
+            raise (LeaseLostError if verdict["lost"] else CheckpointError)(verdict["error"])
         if manifest:
             self._keep(job.step, lambda keeper: keeper.commit(job.step, manifest))
         return verdict["bytes"]
@@ -97,7 +128,7 @@ class Writer:
         """Write once, and agree: {"bytes"} or {"error", "again"}, and the manifest if there is a
         keeper to show it to."""
         reports = self._channel.gather(self._write(job))
-        verdict = self._commit(job, reports) if self._rank == 0 else b""
+        verdict = self._commit(job, self._lease, reports) if self._lease else b""
         text, _, manifest = self._channel.broadcast(verdict).partition(b"\n")
         return json.loads(text), manifest
 
@@ -107,9 +138,9 @@ class Writer:
             return json.dumps({"error": job.error}).encode()
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            if self._rank == 0:
-                self._remove_stale(job.step)
-            folder = disk.temporary_folder(self._path, job.step, self._nonce)
+            if self._lease:
+                self._prepare(job.step, self._lease)
+            folder = disk.temporary_folder(self._path, job.step, self._session)
             folder.mkdir(exist_ok=True)
             file = folder / disk.shard_name(self._rank)
             report = write_shards(file, job.snapshot)
@@ -118,19 +149,28 @@ class Writer:
         self._keep(job.step, lambda keeper: keeper.keep(job.step, file))
         return json.dumps({"step": job.step, **report}).encode()
 
-    def _commit(self, job: Job, reports: list[bytes]) -> bytes:
+    def _commit(self, job: Job, lease: Lease, reports: list[bytes]) -> bytes:
         """Rank 0: commit, and the verdict for every rank."""
-        keep, note = self._config.keep, lambda text: self._note(job.step, text)
-        commit = Commit(self._path, job.step, self._nonce, job.meta, keep, note)
+        commit = Commit(
+            path=self._path,
+            step=job.step,
+            session=self._session,
+            meta=job.meta,
+            lease=lease,
+            retention=self._retention,
+            note=lambda text: self._note(job.step, text),
+        )
         try:
             nbytes, manifest = commit.run(reports)
         except Exception as error:
-            reason = str(error) if isinstance(error, CheckpointError) else line(error)
+            lost = isinstance(error, LeaseLostError)
+            reason = str(error) if lost or isinstance(error, CheckpointError) else line(error)
             where = f"checkpoint.path {self._path}"
             text = f"step {job.step} was not saved in {where}: {reason}; earlier ones are intact"
-            return json.dumps({"error": text, "again": may_pass(error)}).encode()
-        verdict = json.dumps({"bytes": nbytes}).encode()
-        return verdict + b"\n" + (manifest or b"") if self._keeper else verdict
+            verdict = {"error": text, "again": may_pass(error), "lost": lost}
+            return json.dumps(verdict).encode()
+        done = json.dumps({"bytes": nbytes}).encode()
+        return done + b"\n" + (manifest or b"") if self._keeper else done
 
     def _keep(self, step: int, call: Callable[[Keeper], None]) -> None:
         if self._keeper is None:
@@ -140,9 +180,15 @@ class Writer:
         except Exception as error:
             self._note(step, f"not kept in memory: {line(error)}")
 
-    def _remove_stale(self, step: int) -> None:
+    def _prepare(self, step: int, lease: Lease) -> None:
+        """Rank 0, before anything is written."""
+        if not self._led_to:
+            disk.sync_ancestors(self._path)
+            self._led_to = True
         try:
-            disk.remove_stale(self._path, self._nonce)
+            disk.remove_stale(self._path, self._session, lease.check)
+        except LeaseLostError:
+            return  # The commit says so, to every rank.
         except OSError as error:
             self._note(step, f"a dead session's temporary folder remains: {error}")
 

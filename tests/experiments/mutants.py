@@ -32,6 +32,8 @@ ARITHMETIC: dict[type[ast.operator], str] = {
     ast.Pow: "*",
 }
 OPPOSITE = {"min": "max", "max": "min", "any": "all", "all": "any"}
+EITHER_WAY = ("min", "max", "math.gcd", "math.isclose", "torch.equal", "isinstance")
+"""The order of their arguments means nothing, or is no mistake that anybody makes."""
 LOGGING = ("_log.", "logging.", "warnings.")
 DRAWN = ("plot", "picture", "draw")
 """In a file's name: its constants are sizes and colours."""
@@ -107,6 +109,7 @@ def _left_out(node: ast.AST) -> bool:
         marks = [ast.unparse(d) for d in node.decorator_list]
         bases = [ast.unparse(b) for b in getattr(node, "bases", [])]
         kernel = any("triton.jit" in m or "overload" in m for m in marks)
+        kernel |= isinstance(node, ast.FunctionDef) and "torch.cuda.Event" in ast.unparse(node)
         return kernel or "Protocol" in bases or node.name in ("__repr__", "__str__")
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
@@ -175,6 +178,8 @@ def _call(node: ast.Call) -> Iterator[Found]:
     if isinstance(node.func, ast.Name) and node.func.id in OPPOSITE:
         yield node.func, "min/max", OPPOSITE[node.func.id]
     first = node.args[:2]
+    if ast.unparse(node.func) in EITHER_WAY:
+        return
     if len(first) == 2 and not any(isinstance(a, ast.Starred) for a in first):
         texts = [ast.unparse(a) for a in first]
         if texts[0] != texts[1]:

@@ -276,7 +276,7 @@ def _operator(folder: Path, monkeypatch: pytest.MonkeyPatch, **forms: tuple[str,
 
 def _invoke(folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
     path = folder / "facts.json"
-    result = CliRunner().invoke(app, ["check", *arguments, "--json", str(path), "--workers", "1"])
+    result = CliRunner().invoke(app, ["check", *arguments, "--out", str(path), "--workers", "1"])
     return result.exit_code, result.output, json.loads(path.read_text())
 
 
@@ -293,6 +293,8 @@ def test_command_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, output, facts = _invoke(tmp_path, "--target", "sm90")
     assert code == 1 and "2 compiled forms, 1 failed" in output
     assert facts["failed"] == 1
+    command = ["check", "--target", "sm90", "--json", "--workers", "1"]
+    assert json.loads(CliRunner().invoke(app, command).stdout) == facts
     assert [bool(v["problems"]) for v in facts["variants"]] == [False, True]
 
 

@@ -1,5 +1,6 @@
 """Budgets against figures worked out by hand, and what is chosen from them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +126,15 @@ def test_tuned_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuned("op", find("sm80"), "d2048", default) == default
     assert committed("op", find("sm90")) == configs["op"]
     assert split(wide) == ({"BLOCK_M": 256}, {"num_warps": 8})
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name.startswith("sm")])
+def test_current_nvidia_is_its_own_entry(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Not an older one's; and a newer GPU without an entry takes it."""
+    major, minor = divmod(int(name[2:]), 10)
+    for newer in (0, 1):
+        _gpu(monkeypatch, None, major=major, minor=minor + newer)
+        target, entry = current(), TARGETS[name]
+        assert target.name == f"sm{major}{minor + newer}"
+        expected = replace(entry, name=target.name, product="a GPU", compute_units=100)
+        assert target == expected

@@ -7,11 +7,16 @@ from .... import UserError
 from ...config import ModelConfig
 from ...state.source import Source
 from .. import folder as disk
+from ..plainfile import read_plain
 from ..reader import Reader
+from .pickles import shown
+from .torchfile import refusing
 
 ITERATION = "latest_checkpointed_iteration.txt"
 POINTERS = ("latest", "latest_universal", ITERATION)
 """Files of DeepSpeed and Megatron that name the newest checkpoint beside them."""
+MAX_POINTER = 4096
+"""Bytes."""
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 KNOWN = "moelstrom, torch DCP, DeepSpeed ZeRO or universal, Megatron torch_dist"
 
@@ -28,13 +33,18 @@ def open_source(folder: Path | str, model: ModelConfig | None = None) -> Source:
     Raises UserError for what is damaged, incomplete, of another model, or unknown.
     """
     path = Path(folder)
+    with refusing(path):
+        return _open(path, model)
+
+
+def _open(path: Path, model: ModelConfig | None) -> Source:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder: give one that holds a checkpoint")
     if (path / disk.MANIFEST).exists() or (path / disk.MARKER).exists():
         return Reader(path)
     for pointer in POINTERS:
         if (path / pointer).is_file():
-            return open_source(_follow(path / pointer), model)
+            return _open(_follow(path / pointer), model)
     return _open_foreign(path, model)
 
 
@@ -59,11 +69,12 @@ def _open_foreign(path: Path, model: ModelConfig | None) -> Source:
 
 def _follow(pointer: Path) -> Path:
     """The folder that a file such as `latest` names, beside it."""
-    name = pointer.read_bytes()[:300].decode(errors="replace").strip()
-    if pointer.name == ITERATION and name.isdigit():
+    name = read_plain(pointer, MAX_POINTER).decode(errors="replace").strip()
+    if pointer.name == ITERATION and name.isdecimal():
         name = f"iter_{int(name):07d}"
     if not PLAIN.fullmatch(name) or not (pointer.parent / name).is_dir():
         raise UserError(
-            f"{pointer}: it names {name!r}, which is no folder beside it: give the checkpoint's own"
+            f"{pointer}: it names {shown(repr(name))}, which is no folder beside it: give the "
+            "checkpoint's own"
         )
     return pointer.parent / name

@@ -53,17 +53,23 @@ class Assembly:
         """`values` are all of the parameter or buffer `name`."""
         shape = self.wanted.shape(name)
         if tuple(values.shape) != shape:
-            raise UserError(
-                f"{self.folder}: {name} is {list(values.shape)}, but the model in the config has "
-                f"{list(shape)}: give the config of the run that wrote it"
-            )
+            raise self.misshapen(name, values.shape)
         self.add_run(prefix, name, 0, self.wanted.numel(name), values, 0)
+
+    def misshapen(self, name: str, got: tuple[int, ...]) -> UserError:
+        """What to raise where `name` has another shape than the model's."""
+        return UserError(
+            f"{self.folder}: {name} is {list(got)}, but the model in the config has "
+            f"{list(self.wanted.shape(name))}: give the config of the run that wrote it"
+        )
 
     def add_run(
         self, prefix: str, name: str, start: int, numel: int, values: Values, at: int
     ) -> None:
         """Elements [start, start + numel) of the flattened parameter `name` (all experts) are those
         of `values` from `at` on."""
+        if not all(type(n) is int for n in (start, numel, at)):
+            raise ValueError(f"a place in {name} is no number")
         if not (0 <= start <= start + numel <= self.wanted.numel(name) and at >= 0):
             raise UserError(
                 f"{self.folder}: elements [{start}, {start + numel}) of {name}, which has "
@@ -150,18 +156,24 @@ class Steps:
     def see(self, step: Any) -> None:
         """Note the step of one parameter or group: a number, a tensor, or None."""
         if step is not None:
-            self._seen.add(int(step.tensor() if isinstance(step, Stored) else step))
+            self._seen.add(self._whole(step.number() if isinstance(step, Stored) else step))
         if len(self._seen) > 1:
             raise UserError(
                 f"{self._folder}: its files are of steps {min(self._seen)} and {max(self._seen)}: "
                 f"files of two saves are mixed; {FIX}"
             )
 
-    def last(self, counted: int, meta: dict[str, Any]) -> int:
+    def last(self, counted: Any, meta: dict[str, Any]) -> int:
         """The run's step: the optimizer's, and the updates that the run refused; without an
         optimizer `counted`."""
         step = next(iter(self._seen), counted)
-        return int(step) + int(meta.get("skipped", 0))
+        return self._whole(step) + self._whole(meta.get("skipped", 0))
+
+    def _whole(self, step: Any) -> int:
+        if type(step) not in (int, float) or not 0 <= step < 2**53 or step != int(step):
+            shown = step if isinstance(step, int | float) else type(step).__name__
+            raise UserError(f"{self._folder}: a step is {shown}, no whole number: {FIX}")
+        return int(step)
 
 
 class ForeignSource:

@@ -1,6 +1,8 @@
 """torch.distributed.checkpoint folders of our models: `.metadata` and `__0_0.distcp` files."""
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +12,15 @@ import torch
 
 from .... import UserError
 from ...config import ModelConfig
+from .. import folder as disk
 from .assembled import KINDS, Assembly, ForeignSource, Steps
-from .pickles import Loader, explain
-from .torchfile import FIX, MAX_PICKLE, Stored, TorchFile, Window, refusing
-from .values import Chunk, Chunks, Values
+from .pickles import MAX_FLAT, MAX_PICKLE, Loader, explain, shown
+from .torchfile import FIX, Stored, TorchFile, Window, read_number, refusing, understood
+from .values import Chunk, Chunks, Values, check_boxes
 from .wanted import Wanted, find_model, with_vocabulary
 
 METADATA = ".metadata"
+WRITER = "torch.distributed.checkpoint"
 _STATE = re.compile(rf"(?:.*\.)?state\.(?P<name>.+)\.(?P<kind>{'|'.join(KINDS)}|step)")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -60,22 +64,43 @@ class DCPFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         metadata = _load(folder / METADATA)
-        try:
+        self._bytes: dict[str, int] = {}
+        with understood(folder / METADATA, WRITER):
             self._places = {
-                (index.fqn, tuple(getattr(index, "offset", None) or ())): _place(folder, info)
-                for index, info in metadata.storage_data.items()
+                (_name(index.fqn), _sizes(getattr(index, "offset", None) or ())): self._place(info)
+                for index, info in _items(metadata.storage_data)
             }
-            self._held: dict[str, Any] = dict(metadata.state_dict_metadata)
+            self._held = {_name(k): v for k, v in _items(metadata.state_dict_metadata)}
             self.tensors = {
                 name: self._tensor(name, held)
                 for name, held in self._held.items()
                 if hasattr(held, "chunks")
             }
-        except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+
+    def _place(self, info: Any) -> Place:
+        file = info.relative_path
+        if not isinstance(file, str) or not _PLAIN.fullmatch(file):
+            named = shown(repr(file)) if isinstance(file, str | int) else type(file).__name__
             raise UserError(
-                f"{folder / METADATA}: not as torch.distributed.checkpoint writes it ({error}): "
-                f"{FIX}"
-            ) from None
+                f"{self.folder / METADATA}: it names the file {named}, outside its folder: {FIX}"
+            )
+        if getattr(info, "transform_descriptors", None):
+            raise UserError(
+                f"{self.folder / file}: compressed or encrypted: save it without extensions"
+            )
+        place = Place(file, *_sizes((info.offset, info.length)))
+        if place.offset + place.size > self._size(file):
+            raise UserError(
+                f"{self.folder / file}: cannot be read (it ends at byte {self._size(file)}, but "
+                f"{METADATA} knows more: truncated?): {FIX}"
+            )
+        return place
+
+    def _size(self, file: str) -> int:
+        if file not in self._bytes:
+            with refusing(self.folder / file):
+                self._bytes[file] = disk.regular_size(self.folder / file)
+        return self._bytes[file]
 
     def _tensor(self, name: str, held: Any) -> Values:
         dtype, shape = held.properties.state[0], _sizes(held.size)
@@ -84,21 +109,19 @@ class DCPFolder:
         chunks = []
         for box in held.chunks:
             offsets, sizes = _sizes(box.offsets), _sizes(box.sizes)
-            if not len(offsets) == len(sizes) == len(shape) or any(
-                o + s > n for o, s, n in zip(offsets, sizes, shape, strict=True)
-            ):
-                raise ValueError(f"a piece of {name} lies outside it")
             place = self._places[name, offsets]
+            # An archive holds more than its tensor: what claims more elements than bytes is none.
+            if math.prod(sizes) * dtype.itemsize > place.size:
+                raise ValueError(f"a piece of {name} is larger than its {place.size} bytes")
             chunks.append(Chunk(offsets, Item(self.folder, place, dtype, sizes)))
+        check_boxes(name, shape, [(c.offsets, c.values.shape) for c in chunks])
         return Chunks(dtype, shape, chunks)
 
-    def value(self, name: str) -> Any:
-        """The object saved under `name`, if it is there: a tensor read whole, or plain data."""
+    def number(self, name: str) -> Any:
+        """The number saved under `name`: the only element of a tensor, or plain data; None if it
+        is not there."""
         if name in self.tensors:
-            values = self.tensors[name]
-            out = torch.empty(values.shape, dtype=values.dtype)
-            values.read_into(out.view(-1), 0)
-            return out
+            return read_number(self.tensors[name], self.folder / METADATA)
         place = self._places.get((name, ()))
         return None if place is None else open_item(self.folder, place).data
 
@@ -114,15 +137,16 @@ def open_item(folder: Path, place: Place) -> TorchFile:
 
 def open_dcp(folder: Path, model: ModelConfig | None) -> ForeignSource:
     """A folder that `dcp.save` wrote of a model's, and if it is there its optimizer's, state."""
-    held = DCPFolder(folder)
-    config = find_model(folder, {}, model)
-    for name in [] if config.vocab_size else held.tensors:
-        if name.endswith(".embedding") and not _STATE.fullmatch(f"{name}.step"):
-            config = with_vocabulary(config, held.tensors[name].shape[0])
-    assembly, steps = Assembly(folder, Wanted(config)), Steps(folder)
-    for name in held.names():
-        _take(assembly, held, name, steps)
-    return assembly.source(steps.last(0, {}), {})
+    with understood(folder, WRITER):
+        held = DCPFolder(folder)
+        config = find_model(folder, {}, model)
+        for name in [] if config.vocab_size else held.tensors:
+            if name.endswith(".embedding") and not _STATE.fullmatch(f"{name}.step"):
+                config = with_vocabulary(config, held.tensors[name].shape[0])
+        assembly, steps = Assembly(folder, Wanted(config)), Steps(folder)
+        for name in held.names():
+            _take(assembly, held, name, steps)
+        return assembly.source(steps.last(0, {}), {})
 
 
 def _take(assembly: Assembly, held: DCPFolder, name: str, steps: Steps) -> None:
@@ -132,7 +156,7 @@ def _take(assembly: Assembly, held: DCPFolder, name: str, steps: Steps) -> None:
     if known is None:
         return
     if state and state["kind"] == "step":
-        steps.see(held.value(name))
+        steps.see(held.number(name))
     elif name in held.tensors:
         prefix = KINDS[state["kind"]] if state else "model"
         assembly.add(prefix, known, held.tensors[name])
@@ -151,19 +175,21 @@ def _load(file: Path) -> Any:
         raise UserError(f"{file}: refused: {explain(error)}: {FIX}") from None
 
 
-def _place(folder: Path, info: Any) -> Place:
-    file = info.relative_path
-    if not isinstance(file, str) or not _PLAIN.fullmatch(file):
-        raise UserError(
-            f"{folder / METADATA}: it names the file {file!r}, outside its folder: {FIX}"
-        )
-    if getattr(info, "transform_descriptors", None):
-        raise UserError(f"{folder / file}: compressed or encrypted: save it without extensions")
-    return Place(file, *_sizes((info.offset, info.length)))
+def _items(found: Any) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} in place of a dictionary")
+    return found.items()
+
+
+def _name(found: Any) -> str:
+    if not isinstance(found, str):
+        raise ValueError(f"a {type(found).__name__} in place of a name")
+    return found
 
 
 def _sizes(numbers: Any) -> tuple[int, ...]:
-    found = tuple(numbers)
-    if not all(type(n) is int and 0 <= n < 2**62 for n in found):
-        raise ValueError(f"{found} are not sizes")
-    return found
+    if not isinstance(numbers, tuple | list) or len(numbers) > MAX_FLAT:
+        raise ValueError(f"a {type(numbers).__name__} in place of sizes")
+    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+        raise ValueError("sizes are not sizes")
+    return tuple(numbers)

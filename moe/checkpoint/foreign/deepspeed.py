@@ -5,11 +5,8 @@ shapes and the step. Where the parameters are is known as DeepSpeed 0.19 lays th
 engines/deepspeed_state.py).
 """
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +14,16 @@ from typing import Any
 
 from .... import UserError
 from ...config import ModelConfig, OptimizerConfig
-from ...optim.rules import decays, rule
+from ...optim.rules import rule
 from .assembled import KINDS, Assembly, ForeignSource, Steps
-from .torchfile import FIX, Stored, TorchFile
+from .records import plain
+from .torchfile import FIX, Stored, TorchFile, understood
 from .wanted import Wanted, find_model, with_vocabulary
 
 MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 EXPERT_FILES = "expp_rank_*_optim_states.pt"
+WRITER = "our engine with DeepSpeed 0.19"
 META = ("data", "config", "model", "skipped", "health")
 """What our training loop saves beside the tensors, where it was given as `client_state`."""
 
@@ -59,7 +58,7 @@ class Folder:
         """Our loop's own record, if the save was given it."""
         if not all(isinstance(self.main.get(key), dict) for key in META[:3]):
             return {}
-        return {key: self.main[key] for key in META if key in self.main}
+        return plain({key: self.main[key] for key in META if key in self.main})
 
 
 def is_deepspeed(path: Path) -> bool:
@@ -70,7 +69,7 @@ def is_deepspeed(path: Path) -> bool:
 def open_deepspeed(path: Path, model: ModelConfig | None) -> ForeignSource:
     """The checkpoint in a folder such as `global_step100`. Raises UserError."""
     folder = find_files(path)
-    with understood(path):
+    with understood(path, WRITER):
         assembly = start(folder, model)
         steps = Steps(path)
         if not folder.optimizers:
@@ -110,11 +109,11 @@ def start(folder: Folder, model: ModelConfig | None) -> Assembly:
     config = find_model(folder.path, folder.meta, model)
     shapes = {name: v.shape for name, v in module.items()}
     for group in folder.main.get("param_shapes") or []:
-        shapes |= group
+        shapes |= dict(group.items())
     config = with_vocabulary(config, shapes["model.embedding"][0])
     assembly = Assembly(folder.path, Wanted(config))
     for name in folder.main["buffer_names"]:
-        assembly.add("model", known(assembly, name), module[name])
+        assembly.add("model", known(assembly, name), stored(module[name]))
     return assembly
 
 
@@ -136,7 +135,7 @@ def _take_flat(assembly: Assembly, folder: Folder, steps: Steps) -> None:
     for rank, state in enumerate(folder.states):
         for group, mapping in enumerate(state["param_slice_mappings"]):
             ep = world // state["partition_count"][group]
-            tensors = {"model": state["single_partition_of_fp32_groups"][group]}
+            tensors = {"model": stored(state["single_partition_of_fp32_groups"][group])}
             tensors |= moments(state["base_optimizer_state"]["state"][group], steps)
             for long_name, fragment in mapping.items():
                 name = known(assembly, long_name)
@@ -153,13 +152,16 @@ def _take_partitions(assembly: Assembly, folder: Folder, steps: Steps) -> None:
     world = len(folder.states)
     for rank, state in enumerate(folder.states):
         for group, shapes in enumerate(folder.main["param_shapes"]):
-            tensors = {"model": state["fp32_flat_groups"][group]}
+            tensors = {"model": stored(state["fp32_flat_groups"][group])}
             tensors |= moments(state["optimizer_state_dict"]["state"][group], steps)
             position = 0
             for long_name, shape in shapes.items():
-                size = -(-math.prod(shape) // world)
-                numel = max(0, min(size, math.prod(shape) - rank * size))
                 name = known(assembly, long_name)
+                whole = assembly.wanted.numel(name)
+                if tuple(shape) != assembly.wanted.shape(name):
+                    raise assembly.misshapen(name, tuple(shape))
+                size = -(-whole // world)
+                numel = max(0, min(size, whole - rank * size))
                 for prefix, values in tensors.items():
                     assembly.add_run(prefix, name, rank * size, numel, values, position)
                 position += size
@@ -187,17 +189,17 @@ def _take_whole(assembly: Assembly, folder: Folder, steps: Steps) -> None:
         for i, (index, name) in enumerate(zip(held["params"], mine, strict=True)):
             masters = saved.get("fp32_groups")
             master = masters[group][i] if masters else module[long_names[name]]
-            assembly.add("model", name, master)
-            for prefix, values in moments(optimizer["state"][index], steps).items():
+            assembly.add("model", name, stored(master))
+            for prefix, values in moments(optimizer["state"][int(index)], steps).items():
                 assembly.add(prefix, name, values)
 
 
 def _groups(wanted: Wanted, muon: bool) -> list[list[str]]:
-    """Our engine's parameter groups (engines/deepspeed.py), by name."""
+    """Our engine's parameter groups (engines/deepspeed/engine.py), by name."""
     config = OptimizerConfig(name="muon" if muon else "adamw")
     kinds: dict[tuple[bool, str, bool], list[str]] = {}
     for name, p in wanted.parameters.items():
-        kind = (wanted.expert(name), rule(name, p, config), decays(p))
+        kind = (p.expert, rule(p.spec, config), p.spec.decay)
         kinds.setdefault(kind, []).append(name)
     return list(kinds.values())
 
@@ -205,19 +207,14 @@ def _groups(wanted: Wanted, muon: bool) -> list[list[str]]:
 def moments(state: dict[str, Any], steps: Steps) -> dict[str, Stored]:
     """The optimizer's tensors by the prefix of their canonical names."""
     steps.see(state.get("step"))
-    return {KINDS[key]: value for key, value in state.items() if key in KINDS}
+    return {KINDS[key]: stored(value) for key, value in state.items() if key in KINDS}
 
 
-@contextmanager
-def understood(path: Path) -> Iterator[None]:
-    """Turn what an unexpected structure raises into a UserError."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ZeroDivisionError) as e:
-        raise UserError(
-            f"{path}: not as our engine with DeepSpeed 0.19 saves it ({type(e).__name__}: {e}): "
-            f"{FIX}"
-        ) from None
+def stored(found: Any) -> Stored:
+    """`found` itself, if it is a tensor."""
+    if not isinstance(found, Stored):
+        raise ValueError(f"a {type(found).__name__} in place of a tensor")
+    return found
 
 
 def _dict(file: Path) -> dict[str, Any]:

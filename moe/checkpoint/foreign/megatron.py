@@ -7,23 +7,28 @@ values share one tensor, in turns by KV head; gate and up are halves of `linear_
 
 import json
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .... import UserError
 from ...config import ModelConfig
-from .assembled import KINDS, Assembly, ForeignSource
+from ..plainfile import read_plain
+from .assembled import KINDS, Assembly, ForeignSource, Steps
 from .dcp import DCPFolder
-from .deepspeed import understood
-from .torchfile import FIX, TorchFile
+from .pickles import shown
+from .torchfile import FIX, TorchFile, understood
 from .values import Values
 from .wanted import Wanted, find_model, with_vocabulary
 
 CONFIG = "metadata.json"
+MAX_CONFIG = 1 << 20
+"""Bytes; it has three entries."""
 COMMON = "common.pt"
 QKV = "self_attention.linear_qkv.weight"
-TABLES = {"embedding.word_embeddings.weight": "embedding", "output_layer.weight": "head"}
+TABLE = "embedding.word_embeddings.weight"
+TABLES = {TABLE: "embedding", "output_layer.weight": "head"}
 """Tables whose rows Megatron may pad."""
 WHOLE = {"decoder.final_layernorm.weight": "norm.weight"}
 LAYER = {
@@ -67,23 +72,34 @@ def open_megatron(path: Path, model: ModelConfig | None) -> ForeignSource:
     """The checkpoint in a folder such as `iter_0000100`. Raises UserError."""
     _check_backend(path / CONFIG)
     common = TorchFile(path / COMMON).data
-    with understood(path):
+    with understood(path, "Megatron-Core"):
         tensors = _choose(DCPFolder(path))
         config = find_model(path, {}, model)
-        table = next(t for t in tensors if t.name == "embedding.word_embeddings.weight")
-        assembly = Assembly(path, Wanted(with_vocabulary(config, table.values.shape[0])))
+        assembly = Assembly(path, Wanted(with_vocabulary(config, _rows(path, tensors))))
         for tensor in tensors:
             _place(assembly, tensor)
-        return assembly.source(_step(common), {})
+        return assembly.source(_step(path, common), {})
+
+
+def _rows(path: Path, tensors: list[Tensor]) -> int:
+    """Rows of the embedding."""
+    for tensor in tensors:
+        if tensor.name == TABLE:
+            return tensor.values.shape[0]
+    raise UserError(
+        f"{path}: no {TABLE}: the checkpoint is not whole, or a pipeline stage's; {FIX}"
+    )
 
 
 def _check_backend(file: Path) -> None:
     try:
-        backend = json.loads(file.read_bytes()).get("sharded_backend")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): {FIX}") from None
+        backend = json.loads(read_plain(file, MAX_CONFIG)).get("sharded_backend")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({shown(error)}): {FIX}") from None
     if backend != "torch_dist":
-        raise UserError(f"{file}: sharded_backend is {backend!r}: save in the torch_dist format")
+        raise UserError(
+            f"{file}: sharded_backend is {reprlib.repr(backend)}: save in the torch_dist format"
+        )
 
 
 def _choose(folder: DCPFolder) -> list[Tensor]:
@@ -117,10 +133,20 @@ def _place(assembly: Assembly, tensor: Tensor) -> None:
         raise _unknown(assembly, tensor)
     else:
         shape = tensor.values.shape
-        layers = [int(layer[1])] if layer[1] else list(range(shape[0]))
+        layers = [int(layer[1])] if layer[1] else _all_layers(assembly, tensor)
         inner = shape if layer[1] else shape[1:]
         for position, index in enumerate(layers):
             _place_layer(assembly, tensor, index, layer[2], inner, position)
+
+
+def _all_layers(assembly: Assembly, tensor: Tensor) -> range:
+    layers = assembly.wanted.config.num_layers
+    if tensor.values.shape[:1] != (layers,):
+        raise UserError(
+            f"{assembly.folder}: {tensor.name} is {list(tensor.values.shape)}, but the model in "
+            f"the config has {layers} layers: give the config of the run that wrote it"
+        )
+    return range(layers)
 
 
 def _place_table(assembly: Assembly, tensor: Tensor) -> None:
@@ -195,9 +221,9 @@ def _misshapen(
     )
 
 
-def _step(common: Any) -> int:
+def _step(path: Path, common: Any) -> int:
     """The run's iteration, else the optimizer's step."""
     if "iteration" in common:
-        return int(common["iteration"])
+        return Steps(path).last(common["iteration"], {})
     groups = common.get("optimizer", {}).get("param_groups", [])
-    return max((int(group["step"]) for group in groups if "step" in group), default=0)
+    return max((Steps(path).last(g["step"], {}) for g in groups if "step" in g), default=0)

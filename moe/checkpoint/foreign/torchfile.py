@@ -18,11 +18,11 @@ import torch
 
 from .... import UserError
 from .. import folder as disk
-from .pickles import Loader, RefusedError, explain
+from ..plainfile import open_plain
+from .pickles import MAX_PICKLE, Loader, RefusedError, explain, shown
+from .values import Values
 
 FIX = "give another checkpoint, or restore this file from a copy"
-MAX_PICKLE = 1 << 30
-"""Bytes of the largest pickle that is read: it holds names, not data."""
 _CHUNK = 4 << 20
 
 
@@ -44,9 +44,9 @@ class Window:
 
     def fill(self, out: memoryview, position: int) -> None:
         """Read len(out) bytes at `position` of the window. Raises ValueError at the end."""
-        if position + len(out) > self.size:
+        if not 0 <= position <= position + len(out) <= self.size:
             raise ValueError("truncated")
-        fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_plain(self.file)
         try:
             while out:
                 got = os.preadv(fd, [out], self.start + position)
@@ -108,11 +108,18 @@ class Stored:
             )
         self.file.fill(self.record, out, self.position + start)
 
-    def tensor(self) -> torch.Tensor:
-        """All of it."""
-        out = torch.empty(math.prod(self.shape), dtype=self.dtype)
-        self.read_into(out, 0)
-        return out.view(self.shape)
+    def number(self) -> float:
+        """Its only element. Raises UserError where there are more."""
+        return read_number(self, self.file.window.file)
+
+
+def read_number(values: Values, file: Path) -> float:
+    """The only element of a tensor in `file`. Raises UserError where there are more."""
+    if math.prod(values.shape) != 1:
+        raise UserError(f"{file}: a step has {shown(list(values.shape))} elements: {FIX}")
+    out = torch.empty(1, dtype=values.dtype)
+    values.read_into(out, 0)
+    return float(out)
 
 
 class _TensorLoader(Loader):
@@ -123,8 +130,8 @@ class _TensorLoader(Loader):
     def persistent_load(self, pid: Any) -> Storage:
         """The storage that torch.save names by this tuple."""
         kind, dtype, key = pid[:3]
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise RefusedError(f"it refers to a {kind!r}")
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
+            raise RefusedError("it refers to something else than a storage")
         return Storage(f"data/{key}", dtype)
 
     def tensor(
@@ -147,6 +154,8 @@ class TorchFile:
             # zipfile asks only for what Window has.
             archive = zipfile.ZipFile(cast(IO[bytes], self.window))
             self._records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
+            for info in archive.infolist():
+                self._check_record(info)
             if self._text(archive, "byteorder", b"little") != b"little":
                 raise ValueError("its numbers are big-endian")
             text = self._text(archive, "data.pkl")
@@ -165,18 +174,23 @@ class TorchFile:
             raise ValueError(f"no {name} in it that torch.save wrote")
         return archive.read(info)
 
+    def _check_record(self, info: zipfile.ZipInfo) -> None:
+        """Whether the record's bytes lie in the file as they are; what its entry claims would be
+        reserved."""
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"{shown(info.filename)} is compressed, which torch.save never does")
+        if not 0 <= info.header_offset <= self.window.size - info.file_size:
+            raise ValueError(f"{shown(info.filename)} ends outside the file")
+
     def stored(
         self, storage: Storage, dtype: torch.dtype, offset: int, shape: tuple, stride: tuple
     ) -> Stored:
         """The tensor that the pickle describes, once it is seen to lie inside its storage."""
-        numbers = (offset, *shape, *stride)
-        if not all(isinstance(n, int) and 0 <= n < 2**62 for n in numbers):
-            raise RefusedError("a tensor has an impossible shape")
+        if type(offset) is not int or offset < 0:
+            raise RefusedError("a tensor has an impossible place")
         info, end = self._records.get(storage.record), offset + math.prod(shape)
         if info is None or end * dtype.itemsize > info.file_size:
-            raise RefusedError(f"a tensor ends outside its storage {storage.record}")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise RefusedError(f"{storage.record} is compressed, which torch.save never does")
+            raise RefusedError(f"a tensor ends outside its storage {shown(storage.record)}")
         if not _contiguous(shape, stride):
             raise RefusedError("a tensor is not contiguous: save it as such")
         return Stored(self, storage.record, dtype, shape, offset)
@@ -225,12 +239,32 @@ def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 @contextmanager
+def understood(path: Path, writer: str) -> Iterator[None]:
+    """Turn what a structure that `writer` never made raises into a UserError that names `path`."""
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        why = f"{type(error).__name__}: {shown(error)}"
+        raise UserError(f"{path}: not as {writer} saves it ({why}): {FIX}") from None
+
+
+@contextmanager
 def refusing(file: Path) -> Iterator[None]:
     """Turn what a damaged or missing file raises into a UserError that names it."""
     try:
         yield
     except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = getattr(error, "strerror", None) or shown(error)
         raise UserError(f"{file}: cannot be read ({why}): {FIX}") from None
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file}: damaged, or not a file of torch.save ({error}): {FIX}") from None
+        raise UserError(
+            f"{file}: damaged, or not a file of torch.save ({shown(error)}): {FIX}"
+        ) from None

@@ -7,8 +7,8 @@ from typing import Any
 from .... import UserError
 from ...config import ModelConfig
 from .assembled import KINDS, Assembly, ForeignSource, Steps
-from .deepspeed import find_files, known, start, understood
-from .torchfile import FIX, Stored, TorchFile
+from .deepspeed import WRITER, find_files, known, start
+from .torchfile import FIX, Stored, TorchFile, understood
 
 PARAMETERS = "zero"
 FILES = {"fp32.pt": "model", **{f"{kind}.pt": prefix for kind, prefix in KINDS.items()}}
@@ -22,7 +22,7 @@ def is_universal(path: Path) -> bool:
 def open_universal(path: Path, model: ModelConfig | None) -> ForeignSource:
     """The checkpoint in a folder such as `global_step100_universal`. Raises UserError."""
     folder = find_files(path)
-    with understood(path):
+    with understood(path, WRITER):
         assembly = start(folder, model)
         steps = Steps(path)
         for place in sorted((path / PARAMETERS).iterdir()):

@@ -75,6 +75,52 @@ class Chunks:
                 _read_slab(out, start, slab, at, values)
 
 
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Where a box begins, and its sizes."""
+MAX_PAIRS = 10**7
+
+
+def check_boxes(name: str, shape: tuple[int, ...], boxes: list[Box]) -> None:
+    """Raise ValueError unless the boxes hold each element of the tensor `name` once.
+
+    They are compared in the order of the axis that most of them share out, each with those that it
+    meets there: with all of one cut a few.
+    """
+    for offsets, sizes in boxes:
+        if not len(offsets) == len(sizes) == len(shape) or any(
+            o + s > n for o, s, n in zip(offsets, sizes, shape, strict=True)
+        ):
+            raise ValueError(f"a piece of {name} lies outside it")
+    filled = [box for box in boxes if math.prod(box[1])]
+    held, whole = sum(math.prod(sizes) for _, sizes in filled), math.prod(shape)
+    if held != whole:
+        raise ValueError(f"the pieces of {name} have {held} of its {whole} elements")
+    if shape and _meet(
+        filled, max(range(len(shape)), key=lambda i: len({o[i] for o, _ in filled}))
+    ):
+        raise ValueError(f"elements of {name} are there twice")
+
+
+def _meet(boxes: list[Box], axis: int) -> bool:
+    """Whether any two share an element."""
+    open_boxes: list[Box] = []
+    pairs = 0
+    for box in sorted(boxes, key=lambda box: box[0][axis]):
+        open_boxes = [b for b in open_boxes if b[0][axis] + b[1][axis] > box[0][axis]]
+        pairs += len(open_boxes)
+        if pairs > MAX_PAIRS:
+            raise ValueError("it has more pieces than any save")
+        if any(_overlap(box, other) for other in open_boxes):
+            return True
+        open_boxes.append(box)
+    return False
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    sides = zip(*one, *other, strict=True)
+    return all(a < b + n and b < a + m for a, m, b, n in sides)
+
+
 def box_slabs(
     shape: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]
 ) -> Iterator[Slab]:

@@ -9,16 +9,21 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from torch import nn
 
 from .... import UserError
 from ...config import ModelConfig
-from ...model import Model
-from ...state.names import Logical, is_expert, logical_tensors
-from ..layouts.parameters import skeleton
+from ...sizing.counts import count_parameters
+from ...state.names import Local, Logical
+from ..layouts.parameters import Skeleton
 from ..manifest import explain
+from ..plainfile import read_plain
+from .pickles import shown
 
 CONFIG = "config.yaml"
+MAX_CONFIG = 1 << 24
+"""Bytes."""
+MAX_LAYERS, MAX_EXPERTS, MAX_PARAMETERS = 2**14, 2**20, 2**50
+"""Layers and experts are counted out one by one; elements must have numbers."""
 WRAPPERS = {"model", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Modules that other libraries, torch.compile and our engines put around the model."""
 
@@ -30,38 +35,29 @@ class Wanted:
     config: ModelConfig
 
     @cached_property
-    def model(self) -> Model:
-        """The whole model without data."""
-        return skeleton(self.config)
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, Local]:
         """Every parameter by its name, all experts of a layer in one."""
-        return dict(self.model.named_parameters())
+        return {p.name: p for p in Skeleton(self.config).parameters}
 
     @cached_property
     def buffers(self) -> dict[str, tuple[int, ...]]:
         """Shape of every buffer by its name."""
-        return {name: tuple(b.shape) for name, b in self.model.named_buffers()}
+        return {name: spec.shape for name, spec in Skeleton(self.config).buffers}
 
     @cached_property
     def logicals(self) -> dict[str, list[Logical]]:
         """The logical tensors in every parameter and buffer, in memory order."""
         found = {name: [Logical(name, shape, 0)] for name, shape in self.buffers.items()}
-        return found | {name: logical_tensors(name, p) for name, p in self.parameters.items()}
+        return found | {name: p.logicals() for name, p in self.parameters.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the parameter or buffer `name`."""
         found = self.parameters.get(name)
-        return self.buffers[name] if found is None else tuple(found.shape)
+        return self.buffers[name] if found is None else found.shape
 
     def numel(self, name: str) -> int:
         """Elements of the parameter or buffer `name`."""
         return math.prod(self.shape(name))
-
-    def expert(self, name: str) -> bool:
-        """Whether `name` stacks experts."""
-        return name in self.parameters and is_expert(self.parameters[name])
 
     def known(self, name: str) -> str | None:
         """The model's own name for `name`, without wrapping modules; None if it has none."""
@@ -90,7 +86,9 @@ def find_model(folder: Path, meta: dict[str, Any], model: ModelConfig | None) ->
 
 def with_vocabulary(config: ModelConfig, rows: int) -> ModelConfig:
     """The config with the vocabulary of an embedding of `rows`, where it names none."""
-    return config if config.vocab_size else config.model_copy(update={"vocab_size": rows})
+    if config.vocab_size:
+        return config
+    return ModelConfig.model_validate({**config.model_dump(), "vocab_size": rows})
 
 
 def read_config(file: Path) -> ModelConfig:
@@ -107,15 +105,28 @@ def _around(folder: Path) -> Iterator[Path]:
 
 def _section(file: Path) -> Any:
     try:
-        data = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        data = yaml.safe_load(read_plain(file, MAX_CONFIG, links=True))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = shown(error)
         raise UserError(f"{file}: cannot be read ({reason}): give a run's YAML file") from None
     return data.get("model", {}) if isinstance(data, dict) else None
 
 
 def _model(data: Any, where: str) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(data)
+        model = ModelConfig.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{where}: model: {explain(error)}") from None
+    check_countable(model, where)
+    return model
+
+
+def check_countable(model: ModelConfig, where: str) -> None:
+    """Raise UserError for a model whose tensors, or their elements, are too many to be real."""
+    experts = model.num_layers * model.moe.num_experts
+    too_many = model.num_layers > MAX_LAYERS or experts > MAX_EXPERTS
+    if too_many or count_parameters(model).total > MAX_PARAMETERS:
+        raise UserError(
+            f"{where}: model: {model.num_layers} layers with {model.moe.num_experts} experts and "
+            f"a hidden_size of {model.hidden_size}: no model is that large"
+        )

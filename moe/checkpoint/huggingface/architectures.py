@@ -5,6 +5,7 @@ choice of experts, SwiGLU, RoPE over whole heads in two halves, and no biases, a
 differ in the norm of queries and keys, in the scale of the chosen weights and in dense layers.
 """
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,14 +13,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from .... import UserError
-from ...config import ModelConfig
-from ...model import layer_kinds
+from ...config import ModelConfig, layer_kinds
+from ..foreign.pickles import shown
+from ..foreign.wanted import MAX_LAYERS, check_countable
 from ..manifest import explain
 
 DEFAULT_THETA = {"mixtral": 1e6}
 """RoPE's base where a config.json has none; 10,000 for the others."""
-MAX_LAYERS = 2**14
-"""As in a run's config: layers are counted out one by one."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ def _obstacles(model: ModelConfig, found: Architecture) -> Iterator[tuple[str, s
     moe, name = model.moe, found.class_name
     kinds = layer_kinds(model)
     norm = f"with model.qk_norm {model.qk_norm}"
-    if any(mixer != "attention" for mixer, _ in kinds):
+    if model.layers:
+        yield "layers", f"{name} has layers of one shape, as model.pattern gives"
+    if any(k.mixer.kind != "attention" for k in kinds):
         yield "pattern", f"{name} has attention only"
-    if any(ffn == "dense" for _, ffn in kinds) and found is not QWEN3_MOE:
+    if any(k.ffn.kind == "dense" for k in kinds) and found is not QWEN3_MOE:
         yield "pattern", f"{name}, the class {norm}, has no dense layers"
     if moe.score != "softmax":
         yield "moe.score", f"{name} has softmax scores, not {moe.score}"
@@ -75,10 +77,8 @@ def _obstacles(model: ModelConfig, found: Architecture) -> Iterator[tuple[str, s
         yield "head_dim", f"{name} has hidden_size / num_heads, not {model.head_dim}"
 
 
-def to_config(
-    model: ModelConfig, found: Architecture, dtype: str, positions: int, eos: int | None
-) -> dict[str, Any]:
-    """config.json for `model`, trained on sequences of `positions` tokens that end with `eos`."""
+def to_config(model: ModelConfig, found: Architecture, dtype: str) -> dict[str, Any]:
+    """What config.json says of `model`, with weights of type `dtype`."""
     theta = model.rope_theta
     return {
         "architectures": [found.class_name],
@@ -92,20 +92,13 @@ def to_config(
         "num_key_value_heads": model.num_kv_heads,
         "head_dim": model.head_dim,
         "hidden_act": "silu",
-        "attention_dropout": 0.0,
-        "max_position_embeddings": positions,
         "initializer_range": model.init_std,
         "rms_norm_eps": model.norm_eps,
         # Versions 4 and 5 of transformers read RoPE's base at different places.
         "rope_theta": theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "tie_word_embeddings": model.tie_embeddings,
-        "use_cache": True,
-        "bos_token_id": None,
-        "eos_token_id": eos,
-        "pad_token_id": None,
         "num_experts_per_tok": model.moe.top_k,
-        "output_router_logits": False,
         "router_aux_loss_coef": model.moe.load_balance_weight,
         **_own_fields(model, found),
     }
@@ -126,7 +119,7 @@ def _own_fields(model: ModelConfig, found: Architecture) -> dict[str, Any]:
     }
     if found is OLMOE:
         return {**fields, "intermediate_size": moe.expert_size, "clip_qkv": None}
-    dense = [i for i, (_, ffn) in enumerate(layer_kinds(model)) if ffn == "dense"]
+    dense = [i for i, k in enumerate(layer_kinds(model)) if k.ffn.kind == "dense"]
     return {
         **fields,
         "intermediate_size": model.ffn_size,
@@ -146,16 +139,18 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Architecture, Mode
     found = next((a for a in ARCHITECTURES if a.model_type == kind), None)
     if found is None:
         known = ", ".join(a.model_type for a in ARCHITECTURES)
-        raise UserError(f"{source}: model_type is {kind!r}; give a model of {known}")
+        raise UserError(f"{source}: model_type is {reprlib.repr(kind)}; give a model of {known}")
     _check_supported(config, source)
     try:
-        return found, ModelConfig.model_validate(_model_fields(config, found))
+        model = ModelConfig.model_validate(_model_fields(config, found))
+        check_countable(model, source)
+        return found, model
     except KeyError as error:
         raise UserError(f"{source}: no field {error}; give the model's own config.json") from None
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error)}: no model of ours has it") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: {error}; give the model's own config.json") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{source}: {shown(error)}; give the model's own config.json") from None
 
 
 def _check_supported(config: dict[str, Any], source: str) -> None:
@@ -172,7 +167,8 @@ def _check_supported(config: dict[str, Any], source: str) -> None:
     ):
         if value != only:
             raise UserError(
-                f"{source}: {field} is {value!r}; only a model with {only!r} can be imported"
+                f"{source}: {field} is {reprlib.repr(value)}; only a model with {only!r} can be "
+                "imported"
             )
 
 

@@ -18,7 +18,8 @@ from ...state.source import Source, TensorInfo
 from .. import folder as disk
 from ..manifest import explain
 from ..tensorfile import TensorFile
-from .architectures import choose, to_config
+from .architectures import Architecture, choose, to_config
+from .kept import CONFIG, GENERATION, KEPT, POSITIONS, generation_config, merge_config
 from .names import Entry, buffers, entries
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,8 +50,10 @@ def export(
     progress: Progress | None = None,
 ) -> Export:
     """Write the model of `source` into the new folder `out`, in files of at most `max_shard` bytes
-    (a single larger tensor gets its own), with `eos` as the id that ends a text and `texts` as
-    further files.
+    (a single larger tensor gets its own), with `texts` as further files.
+
+    `eos` is the id that ends a text; without it special tokens and settings are those that
+    `import-hf` read, and none where nobody said any. Positions are those, or the run's length.
 
     The folder appears whole or not at all; memory holds a chunk of one tensor. Raises UserError
     for a model that no class computes, for damage, and where `out` cannot be written.
@@ -59,11 +62,7 @@ def export(
     found = choose(model)
     _check_biases(source, model)
     plan = _split(entries(model, found), dtype, max_shard)
-    positions = source.meta.get("config", {}).get("data", {}).get("seq_len", 2048)
-    name = str(dtype).removeprefix("torch.")
-    config = to_config(model, found, name, positions, eos)
-    files = {"config.json": _json(config), **(texts or {})}
-    files["generation_config.json"] = _json({"_from_model_config": True, "eos_token_id": eos})
+    files = {**_configs(source, model, found, dtype, eos), **(texts or {})}
     if len(plan) > 1:
         files[INDEX] = _index(plan, dtype)
     with new_folder(out) as temporary:
@@ -72,6 +71,24 @@ def export(
             disk.write_synced(temporary / file, text)
     count = sum(entry.numel for part in plan.values() for entry in part)
     return Export(out, found.class_name, count, sizes)
+
+
+def _configs(
+    source: Source, model: ModelConfig, found: Architecture, dtype: torch.dtype, eos: int | None
+) -> dict[str, bytes]:
+    """config.json and, where there is something to say, generation_config.json."""
+    kept = source.meta.get(KEPT) or {}
+    config = merge_config(
+        to_config(model, found, str(dtype).removeprefix("torch.")), found, kept, eos
+    )
+    length = source.meta.get("config", {}).get("data", {}).get("seq_len")
+    if length and config.get(POSITIONS, 0 if not kept else length) < length:
+        config[POSITIONS] = length
+    files = {CONFIG: _json(config)}
+    generation = generation_config(kept, eos)
+    if generation is not None:
+        files[GENERATION] = _json(generation)
+    return files
 
 
 def model_of(source: Source) -> ModelConfig:

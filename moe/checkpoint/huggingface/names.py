@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...config import ModelConfig
-from ...model import layer_kinds
+from ...config import ModelConfig, layer_kinds
+from ...model import model_specs
 from .architectures import Architecture
 
 Shape = tuple[int, ...]
@@ -13,14 +13,25 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """Tensor `key` of `shape`: the elements from `offset` on of the flattened logical tensor
-    `name`, whose whole shape is `whole`."""
+    """A part of `shape` of the tensor `key`: the elements from `offset` on of the flattened logical
+    tensor `name`, whose whole shape is `whole`.
+
+    The part is all of the tensor, or one expert of those that it stacks: then `stored` is the
+    tensor's shape, and the part begins at its element `start`.
+    """
 
     key: str
     shape: Shape
     name: str
     whole: Shape
     offset: int = 0
+    start: int = 0
+    stored: Shape = ()
+
+    @property
+    def key_shape(self) -> Shape:
+        """Shape of the whole tensor `key`."""
+        return self.stored or self.shape
 
     @property
     def numel(self) -> int:
@@ -28,26 +39,31 @@ class Entry:
         return math.prod(self.shape)
 
 
-def entries(model: ModelConfig, found: Architecture) -> list[Entry]:
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+STACKED = "mlp.experts.gate_up_proj"
+"""How the name of all gate and up projections of a layer ends, where they are one tensor."""
+
+
+def entries(model: ModelConfig, found: Architecture, stacked: bool = False) -> list[Entry]:
     """All tensors of the class, in the order of the layers; together every element of every
-    parameter once. The halves of one logical tensor follow each other."""
+    parameter once. The halves of one logical tensor follow each other. `stacked`: the experts of a
+    layer are one tensor, as transformers 5 has them in memory and writes them if asked to."""
     table = (model.vocab_size, model.hidden_size)
-    result = [_whole("model.embed_tokens.weight", "embedding", table)]
-    for i, (_, ffn) in enumerate(layer_kinds(model)):
+    result = [_whole(EMBEDDING, "embedding", table)]
+    moe = _stacks if stacked else _experts
+    for i, layer in enumerate(layer_kinds(model)):
         result += _mixer(model, f"model.layers.{i}", f"layers.{i}")
-        make = _experts if ffn == "moe" else _dense
+        make = moe if layer.ffn.kind == "moe" else _dense
         result += make(model, found, f"model.layers.{i}", f"layers.{i}.ffn")
     result.append(_whole("model.norm.weight", "norm.weight", (model.hidden_size,)))
     if not model.tie_embeddings:
-        result.append(_whole("lm_head.weight", "head", table))
+        result.append(_whole(HEAD, "head", table))
     return result
 
 
 def buffers(model: ModelConfig) -> dict[str, Shape]:
     """Logical tensors of ours that no class has: the routers' balancing biases, by name."""
-    kinds = enumerate(layer_kinds(model))
-    shape = (model.moe.num_experts,)
-    return {f"model/layers.{i}.ffn.router.bias": shape for i, (_, ffn) in kinds if ffn == "moe"}
+    return {f"model/{name}": s.shape for name, s in model_specs(model).items() if s.buffer}
 
 
 def _whole(key: str, name: str, shape: Shape) -> Entry:
@@ -83,6 +99,17 @@ def _experts(model: ModelConfig, found: Architecture, theirs: str, ours: str) ->
     for e in range(moe.num_experts):
         names = f"{block}.experts.{e}", f"{ours}.experts.{e}"
         yield from _swiglu(model, found, *names, moe.expert_size)
+
+
+def _stacks(model: ModelConfig, found: Architecture, theirs: str, ours: str) -> Iterator[Entry]:
+    """Gate and up are halves of each expert's matrix, as in ours."""
+    count, size, width = model.moe.num_experts, model.moe.expert_size, model.hidden_size
+    yield _whole(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight", (count, width))
+    for e in range(count):
+        for leaf, shape in (("gate_up", (2 * size, width)), ("down", (width, size))):
+            key, name = f"{theirs}.mlp.experts.{leaf}_proj", f"model/{ours}.experts.{e}.{leaf}"
+            start = e * math.prod(shape)
+            yield Entry(key, shape, name, shape, start=start, stored=(count, *shape))
 
 
 def _swiglu(

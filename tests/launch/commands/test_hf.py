@@ -15,6 +15,7 @@ from moelstrom import UserError
 from moelstrom.launch.cli import app
 from moelstrom.launch.train.log import select
 from moelstrom.launch.train.records import StepRecord
+from moelstrom.moe.checkpoint.reader import Reader
 
 
 def run(*arguments: object) -> str:
@@ -97,3 +98,33 @@ def test_a_run_starts_from_imported_weights(ours: Path, tmp_path: Path, engine: 
     for name, values in start.items():
         torch.testing.assert_close(state[name], values, rtol=0, atol=1e-7)
     assert any(name.startswith("adamw/exp_avg/") and state[name].any() for name in state)
+    metas = [Reader(checkpoints / f"step-{step:08d}").meta for step in (0, 2)]
+    assert metas[0]["hf"] == metas[1]["hf"], "settings that the import kept are lost"
+    assert metas[0]["hf"]["config"]["model_type"] == "qwen3_moe"
+
+
+def test_a_tokenizer_and_settings_go_through(ours: Path, tmp_path: Path) -> None:
+    """Every file that transformers made comes back as it was."""
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    run("export-hf", ours, tmp_path / "plain", "--dtype", "fp32")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", bos_token_id=5, pad_token_id=6)
+    model.save_pretrained(tmp_path / "hf")
+    words = {"a": 0, "b": 1, "</s>": 2, "[UNK]": 3, "[P]": 6}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="[P]")
+    fast.chat_template = "{{ messages }}"
+    fast.save_pretrained(tmp_path / "hf")
+
+    checkpoints = tmp_path / "checkpoints"
+    run("import-hf", tmp_path / "hf", checkpoints)
+    run("export-hf", checkpoints, tmp_path / "back", "--dtype", "fp32")
+    files = {f.name for f in (tmp_path / "hf").iterdir()}
+    assert "chat_template.jinja" in files and "tokenizer_config.json" in files
+    assert files == {f.name for f in (tmp_path / "back").iterdir()}
+    for name in files - {"model.safetensors"}:
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes(), (
+            name
+        )
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    assert "--tokenizer" in refused("export-hf", checkpoints, tmp_path / "again")

@@ -48,8 +48,10 @@ COMMANDS = {
     "bench collectives": {*BENCH, "--bucket-into"},
     "bench hardware": {*BENCH, "--model"},
     "bench report": {"source", "--out"},
-    "bench compare": {"old", "new", "--threshold", "--json"},
-    "bench predict": {"source", "training", "--ranks", "--per-node", "--compute-s", "--json"},
+    "bench compare": {"old", "new", "--threshold", "--json", "--out"},
+    "bench predict": {
+        *("source", "training", "--ranks", "--per-node", "--compute-s", "--json", "--out"),
+    },
     "ckpt": set(),
     "ckpt inspect": {"source", "--model", "--json"},
     "ckpt verify": {"source", "--model", "--readers", "--json"},
@@ -63,7 +65,7 @@ COMMANDS = {
     },
     "ckpt import-hf": {"source", "out", "--write", "--json"},
     "kernels": set(),
-    "kernels check": {"--target", "--operator", "--json", "--workers"},
+    "kernels check": {"--target", "--operator", "--json", "--out", "--workers"},
     "kernels bench": {"--quick", "--no-quick", "--out"},
     "kernels tune": {"--operator", "--out", "--write"},
 }
@@ -267,7 +269,7 @@ def test_the_outcome_of_the_workers_decides(
 
     def run_group(spec: Any, config: Any, **options: Any) -> Outcome:
         asked.append(spec)
-        assert config.env == {"A": "b"}
+        assert config.env.pop("MOELSTROM_RUN") and config.env == {"A": "b"}
         # As the workers do once they have resumed.
         shutil.copy(spec.command[-1], Path("runs/tiny") / RESOLVED)
         RunLog(Path("runs/tiny"), [])(RunRecord(step=0, steps=240))

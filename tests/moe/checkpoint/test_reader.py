@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.commit import Commit
 from moelstrom.moe.checkpoint.folder import marker_text, shard_name, step_folder, temporary_folder
+from moelstrom.moe.checkpoint.lease import take
 from moelstrom.moe.checkpoint.manifest import DTYPES
 from moelstrom.moe.checkpoint.reader import Reader, choose, complete, latest, verify
+from moelstrom.moe.checkpoint.retention import Retention
 from moelstrom.moe.checkpoint.snapshot import HostBuffers, Snapshot
 from moelstrom.moe.checkpoint.writer import write_shards
 from moelstrom.moe.state.shard import Shard
@@ -34,7 +36,10 @@ def write(path: Path, step: int, ranks: list[list[Shard]], keep: int = 100) -> P
         snapshot.add(shards)
         report = write_shards(folder / shard_name(rank), snapshot)
         reports.append(json.dumps({"step": step, **report}).encode())
-    Commit(path, step, NONCE, '{"tokens": 5}', keep, lambda text: None).run(reports)
+    lease = take(path, "saves", "checkpoint.path")
+    meta, retention = '{"tokens": 5}', Retention(keep)
+    Commit(path, step, NONCE, meta, lease, retention, lambda text: None).run(reports)
+    lease.release()
     return step_folder(path, step)
 
 

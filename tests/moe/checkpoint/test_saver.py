@@ -1,6 +1,7 @@
 """One rank's saves: behind the training, never replacing what is good, keeping the newest."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def shards(value: float, numel: int = 1000) -> list[Shard]:
 
 def steps(path: Path) -> list[int]:
     return [verify(folder).step for folder in complete(path)]
+
+
+def entries(path: Path) -> list[str]:
+    """What lies there, but for the lease."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name != ".lease")
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -79,7 +85,7 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         saver.save(step, shards(step), {})
     saver.close()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
+    assert entries(tmp_path) == ["step-00000015", "step-00000020"]
 
 
 def test_new_save_is_not_pruned_by_later_steps_of_another_run(tmp_path: Path) -> None:
@@ -98,7 +104,7 @@ def test_saved_step_is_kept(tmp_path: Path) -> None:
         saver.close()
     assert (Reader(tmp_path / "step-00000004").read("w") == 1).all()
     assert any("already saved" in note for note in notes)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000004"]
+    assert entries(tmp_path) == ["step-00000004"]
 
 
 @pytest.mark.parametrize("damage", ["COMMITTED", "rank-00000.safetensors"])
@@ -145,12 +151,13 @@ def test_bad_shards(tmp_path: Path, bad: Shard, words: str) -> None:
     saver.wait()
     saver.save(2, shards(2), {})
     saver.close()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000002"]
+    assert entries(tmp_path) == ["step-00000002"]
 
 
 def test_failure_surfaces_at_the_next_save(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
     saver = make(tmp_path / "file")
+    shutil.rmtree(tmp_path / "file")
+    (tmp_path / "file").touch()
     saver.save(1, shards(1), {})
     with pytest.raises(CheckpointError, match=r"step 1 was not saved in checkpoint\.path .*file"):
         saver.save(2, shards(2), {})

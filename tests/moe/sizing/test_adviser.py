@@ -13,11 +13,12 @@ from moelstrom import UserError
 from moelstrom.kernels.targets import find
 from moelstrom.moe.config import LayoutConfig, ModelConfig
 from moelstrom.moe.sizing import rules
-from moelstrom.moe.sizing.adviser import OPTIMIZER, ZAYA1, Proposal, Question, advise
+from moelstrom.moe.sizing.adviser import OPTIMIZER, ZAYA1, advise
 from moelstrom.moe.sizing.communication import Traffic
 from moelstrom.moe.sizing.curves import data_sheet
 from moelstrom.moe.sizing.memory import estimate_memory
-from moelstrom.moe.sizing.rules import RULES, Finding, View
+from moelstrom.moe.sizing.proposal import Finding, Proposal, Question
+from moelstrom.moe.sizing.rules import RULES, View
 from moelstrom.moe.sizing.shapes import (
     EXPERTS,
     TOLERANCE,

@@ -140,6 +140,44 @@ def test_a_spoilt_folder_is_refused(
     assert not (tmp_path / "back").exists() or not list((tmp_path / "back").iterdir())
 
 
+def lose(number: float, key: str = KEY, count: int = 3) -> Callable[[Path], None]:
+    return edit_tensors(lambda t: t[key].view(-1)[5 : 5 + count].fill_(number))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(good: Path, tmp_path: Path, number: float) -> None:
+    shutil.copytree(good, tmp_path / "hf")
+    lose(number)(tmp_path / "hf")
+    says = rf"00001-of-\d+.safetensors: '{KEY}' has 3 of 2048 values that are NaN or infinite"
+    with pytest.raises(UserError, match=says):
+        load(tmp_path / "hf", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_tied_head_may_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values, in another file; differing ones are refused by name."""
+    monkeypatch.setattr("moelstrom.moe.checkpoint.huggingface.weights.CHUNK", 100)
+    save(MODELS["mixtral-tied"], tmp_path / "ours")
+    folder = tmp_path / "hf"
+    export(Reader(step_folder(tmp_path / "ours", 5)), folder, torch.float32, 1 << 30)
+    single = folder / "model.safetensors"
+    plain = load(folder, tmp_path / "plain")[0]
+    tensors = load_file(single)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, single)
+    repeated = load(folder, tmp_path / "repeated")[0]
+    for name in Reader(plain).tensors:
+        assert torch.equal(Reader(plain).read(name), Reader(repeated).read(name))
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, single)
+    with pytest.raises(UserError, match=r"'lm_head.weight' differs from 'model.embed_tokens"):
+        load(folder, tmp_path / "differs")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][1:].clone()
+    save_file(tensors, single)
+    with pytest.raises(UserError, match=r"'lm_head.weight' is torch.float32 \[95, 32\], but"):
+        load(folder, tmp_path / "differs")
+
+
 def test_a_step_0_stays_and_a_full_disk_leaves_nothing(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +193,7 @@ def test_a_step_0_stays_and_a_full_disk_leaves_nothing(
     monkeypatch.setattr("os.posix_fallocate", refuse)
     with pytest.raises(UserError, match="other: No space left on device"):
         load(good, tmp_path / "other")
-    assert not list((tmp_path / "other").iterdir())
+    assert not (tmp_path / "other").exists()
 
 
 def test_half_precision_becomes_fp32(good: Path, tmp_path: Path) -> None:
@@ -182,7 +220,7 @@ def test_the_published_configs_are_read() -> None:
     assert found is OLMOE and model.head_dim == 128 and model.qk_norm == "whole"
     assert not model.moe.normalize_top_k and model.moe.expert_size == 1024
 
-    qwen = to_config(MODELS["qwen3_moe"], QWEN3_MOE, "bfloat16", 128, None)
+    qwen = to_config(MODELS["qwen3_moe"], QWEN3_MOE, "bfloat16")
     assert from_config(qwen, "config.json")[1].pattern == ("attention/dense", "attention/moe")
     qwen |= {"decoder_sparse_step": 2, "mlp_only_layers": [1], "num_hidden_layers": 5}
     kinds = from_config(qwen, "config.json")[1].pattern
