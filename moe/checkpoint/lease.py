@@ -47,6 +47,8 @@ class Lease:
         """Not yet held."""
         self.folder, self.owner, self._field = folder, owner, field
         self.number = 0
+        self.fresh = not os.path.lexists(folder)
+        """Whether there was no such folder before."""
         self._home = folder / HOME / name
         self._token = secrets.token_hex(4)
         self._renewed = _clock()
@@ -69,10 +71,13 @@ class Lease:
                 self._lose()
 
     def release(self) -> None:
-        """Let the next one take it at once."""
+        """Let the next one take it at once. A folder that was made for it, and to which nothing was
+        written, does not remain."""
         self._over.set()
         with self._mutex, contextlib.suppress(OSError):
             (self._own / RELEASED).touch()
+            if self.fresh and [entry.name for entry in self.folder.iterdir()] == [HOME]:
+                shutil.rmtree(self.folder)
 
     @property
     def _own(self) -> Path:

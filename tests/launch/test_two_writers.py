@@ -3,6 +3,7 @@ torchrun; after a kill the next one goes on at once."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +28,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a command on a config; whatever still runs is killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(words: list[str], config: Path) -> "subprocess.Popen[str]":
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    def start(words: list[str], config: Path, **more: str) -> "subprocess.Popen[str]":
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", **more}
         command = [sys.executable, *words, str(config)]
         error = subprocess.PIPE
         process = subprocess.Popen(
@@ -95,6 +96,29 @@ def test_the_second_is_refused_and_the_next_takes_over(tmp_path: Path, start: St
     numbers = leases(run)
     assert numbers == sorted(numbers) and set(numbers) == {1, 2}
     assert choose(run / "checkpoints", lambda text: pytest.fail(text)) is not None
+
+
+def test_a_group_that_was_cut_off_writes_nothing_when_it_wakes(
+    tmp_path: Path, start: Start
+) -> None:
+    """A stopped worker, and the next group of the same command: the older one is shut out by the
+    disk alone."""
+    data, run = make_dataset(tmp_path), tmp_path / "run"
+    endless = config(tmp_path, data, "endless", "none", 10**6)
+    old = start(WORKER, endless, MOELSTROM_RUN="r", MOELSTROM_RESTART="0")
+    until_step(run, 6, old)
+    old.send_signal(signal.SIGSTOP)
+    new = start(WORKER, endless, MOELSTROM_RUN="r", MOELSTROM_RESTART="1")
+    until_step(run, max(losses(run)) + 10, new)
+    old.send_signal(signal.SIGCONT)
+    error = old.communicate()[1]
+    assert old.returncode == 2
+    assert f"no longer this run's: process {new.pid} of user" in error
+    until_step(run, max(losses(run)) + 10, new)
+    numbers = leases(run)
+    assert numbers == sorted(numbers) and set(numbers) == {1, 2}
+    late = start(WORKER, endless, MOELSTROM_RUN="r", MOELSTROM_RESTART="0")
+    assert late.wait() == 2 and new.poll() is None
 
 
 @pytest.mark.slow

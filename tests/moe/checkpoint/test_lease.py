@@ -228,6 +228,14 @@ def test_one_of_many_wins(tmp_path: Path) -> None:
     assert [entry.name for entry in home.iterdir()] == ["00000039"]
 
 
+def test_a_larger_number_alone_shuts_out(tmp_path: Path) -> None:
+    """Its holder has not yet removed what is older."""
+    lease = take(tmp_path, "run", "output", 0)
+    plant(tmp_path, 2)
+    with pytest.raises(LeaseLostError, match=r"process .* has taken it over"):
+        lease.check()
+
+
 def test_a_number_of_the_past_cannot_be_won(tmp_path: Path) -> None:
     """A process that slept between its look and its claim."""
     sleepy = Lease(tmp_path, "run", "output", Owner.here())
@@ -288,6 +296,17 @@ def test_a_deleted_lease_is_won_again_unless_another_process_was_first(tmp_path:
     plant(tmp_path / "run", 2)
     with pytest.raises(LeaseLostError, match=r"process .* has taken it over"):
         lease.check()
+
+
+def test_a_folder_made_for_nothing_does_not_remain(tmp_path: Path) -> None:
+    take(tmp_path / "new", "run", "output", 0).release()
+    assert not (tmp_path / "new").exists()
+    used = take(tmp_path / "new", "run", "output", 0)
+    (tmp_path / "new" / "file").touch()
+    used.release()
+    (tmp_path / "old").mkdir()
+    take(tmp_path / "old", "run", "output", 0).release()
+    assert (tmp_path / "new" / "file").exists() and (tmp_path / "old").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
