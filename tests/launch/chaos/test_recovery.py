@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moelstrom.cluster.events import Milestone
 from moelstrom.launch.chaos.injector import Injection
 from moelstrom.launch.chaos.recovery import Recorder, Samples, judge, phase_summary, samples
 from moelstrom.launch.chaos.report import fault_table, phase_table, verdict, write
@@ -40,7 +41,7 @@ KILLED = (
     phase(104, "detected", 0),
     phase(104.1, "killed", 0),
     phase(106, "regrouped", 1),
-    (109, "resume", {"step": 1}),
+    (109, "resume", {"step": 1, "folder": "step-1"}),
     step(109.5, 2),
     phase(109.5, "resumed", 1),
     step(110, 3),
@@ -91,7 +92,7 @@ def test_each_fault_gets_its_own_events(tmp_path: Path) -> None:
     done = [fault("nan", 101.5, 1, restarts=False), fault("kill", 103.5, 3)]
     first, second = judge(
         tmp_path,
-        recorded(*KILLED[:2], (101.7, "skipped", {}), *KILLED[2:]),
+        recorded(*KILLED[:2], (101.7, "skipped", {"step": 1, "message": "left out"}), *KILLED[2:]),
         done,
         faults=2,
         exit_code=0,
@@ -139,5 +140,5 @@ def test_percentiles() -> None:
 def judge_one(detect_s: float) -> list[Any]:
     from moelstrom.launch.chaos.recovery import recoveries
 
-    events = [{"kind": "timeline", "phase": "detected", "time": 10 + detect_s}]
+    events = [Milestone(phase="detected", restart=0, time=10 + detect_s)]
     return recoveries(events, [fault("kill", 10, 1)], [], True)
