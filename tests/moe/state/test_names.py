@@ -1,72 +1,70 @@
-"""Ranges of a local parameter under canonical names, and back."""
+"""Canonical names: any cut of a parameter names every element once, and reads back the same."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moelstrom.moe.spec import Normal, Spec
-from moelstrom.moe.state.names import Local, fill, has_optimizer, overlaps, to_shards
+from moelstrom.moe.state.names import Local, fill, has_optimizer, to_shards
 from moelstrom.moe.state.source import TensorInfo
 
-EXPERTS = Local(
-    "layers.1.ffn.experts.down", (3, 2, 4), Spec((2, 4), Normal(0.02), experts=6), first_expert=2
-)
-PLAIN = Local("head", (5, 3), Spec((5, 3), Normal(0.02)))
 
+class Memory:
+    """Canonical tensors, put together from shards."""
 
-class Held:
-    """Canonical tensors in memory."""
+    folder, step, meta = Path(), 0, {}
 
-    folder = Path()
-    step = 0
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._held, self.meta = tensors, {}
-        self.tensors = {n: TensorInfo(t.dtype, tuple(t.shape)) for n, t in tensors.items()}
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self.values: dict[str, torch.Tensor] = {}
 
     def read(self, name: str, offset: int = 0, numel: int | None = None) -> torch.Tensor:
-        assert numel is not None
-        return self._held[name].flatten()[offset : offset + numel]
+        data = self.values[name]
+        return data[offset : len(data) if numel is None else offset + numel]
 
 
-def test_experts_keep_their_global_ids() -> None:
-    found = [(t.name, t.shape, t.start) for t in EXPERTS.logicals()]
-    names = [f"layers.1.ffn.experts.{i}.down" for i in (2, 3, 4)]
-    assert found == [(name, (2, 4), 8 * i) for i, name in enumerate(names)]
-    assert [(t.name, t.shape, t.start) for t in PLAIN.logicals()] == [("head", (5, 3), 0)]
-    assert EXPERTS.expert and not PLAIN.expert and (EXPERTS.numel, PLAIN.numel) == (24, 15)
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    experts=st.integers(0, 3),
+    first=st.integers(0, 5),
+    cuts=st.lists(st.integers(0, 200), max_size=4),
+)
+def test_shards_of_any_cut_read_back(
+    shape: list[int], experts: int, first: int, cuts: list[int]
+) -> None:
+    spec = Spec(tuple(shape), Normal(1.0), experts=experts)
+    stack = (experts,) if experts else ()
+    local = Local("layers.1.ffn.experts.up", (*stack, *shape), spec, first)
+    whole = torch.arange(float(local.numel))
+    ends = sorted({0, local.numel, *(c % (local.numel + 1) for c in cuts)})
+    memory = Memory()
+    for t in local.logicals():
+        memory.values[f"model/{t.name}"] = torch.full((t.numel,), -1.0)
+    for a, b in pairwise(ends):
+        for s in to_shards("model", local.logicals(), a, whole[a:b]):
+            assert s.shape == tuple(shape)
+            memory.values[s.name][s.offset : s.offset + s.data.numel()] = s.data
+    assert torch.equal(torch.cat(list(memory.values.values())), whole)
+    expected = [f"model/layers.1.ffn.experts.{first + i}.up" for i in range(experts)]
+    assert list(memory.values) == (expected or ["model/layers.1.ffn.experts.up"])
+    back = torch.zeros_like(whole)
+    for a, b in pairwise(ends):
+        fill(memory, "model", local.logicals(), a, back[a:b])
+    assert torch.equal(back, whole)
 
 
-def test_every_range_is_named_and_filled_element_by_element() -> None:
-    """Element i of the local parameter holds i: a shard says where each of them belongs."""
-    for local in (EXPERTS, PLAIN):
-        logicals = local.logicals()
-        where = {t.start + i: (f"model/{t.name}", i) for t in logicals for i in range(t.numel)}
-        whole = {
-            f"model/{t.name}": torch.arange(t.start, t.start + t.numel).view(t.shape)
-            for t in logicals
-        }
-        for start in range(local.numel + 1):
-            for end in range(start, local.numel + 1):
-                shards = to_shards("model", logicals, start, torch.arange(start, end))
-                found = {
-                    int(value): (s.name, s.offset + i)
-                    for s in shards
-                    for i, value in enumerate(s.data)
-                }
-                assert found == {i: where[i] for i in range(start, end)}
-                assert all(s.steady and s.shape == tuple(whole[s.name].shape) for s in shards)
-                back = torch.full((end - start,), -1)
-                fill(Held(whole), "model", logicals, start, back)
-                assert back.tolist() == list(range(start, end))
+def test_matrices_below_one_another_are_apart() -> None:
+    spec = Spec((6, 4), Normal(1.0), "matrix", matrices=3, experts=2)
+    assert Local("w", (2, 6, 4), spec).matrix_shape == (2, 4)
 
 
-def test_an_empty_range_meets_nothing() -> None:
-    assert list(overlaps(EXPERTS.logicals(), 8, 0)) == []
-    assert [t.name[-6:] for t, *_ in overlaps(EXPERTS.logicals(), 7, 2)] == ["2.down", "3.down"]
-
-
-def test_weights_and_random_state_are_no_optimizer() -> None:
-    values = torch.zeros(1)
-    assert not has_optimizer(Held({"model/w": values, "rng/0/cpu": values}))
-    assert has_optimizer(Held({"model/w": values, "adamw/exp_avg/w": values}))
+def test_weights_alone_have_no_optimizer() -> None:
+    memory, info = Memory(), TensorInfo(torch.float32, (1,))
+    memory.tensors = {"model/w": info, "rng/0/cpu": info}
+    assert not has_optimizer(memory)
+    memory.tensors["muon/momentum/w"] = info
+    assert has_optimizer(memory)
