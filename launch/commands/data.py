@@ -28,17 +28,25 @@ def prepare(
         typer.Option(metavar="NAME=FOLDER", help="A domain's text; none: Python's own text."),
     ] = None,
     tokenizer: Annotated[str, typer.Option(help="`byte` or a tokenizer.json.")] = "byte",
-    valid_fraction: Annotated[float, typer.Option(help="Held-out share of documents.")] = 0.02,
+    valid_fraction: Annotated[
+        float, typer.Option(help="Held-out share of documents; 0 for none.")
+    ] = 0.02,
+    form: Annotated[
+        str, typer.Option("--format", help="auto (by content), text, or jsonl: of every file.")
+    ] = "auto",
 ) -> None:
     """Turn folders of text into Megatron's indexed format (.bin, .idx)."""
     from ..data import prepare as data
+    from ..data.formats import named
     from ..data.tokenizer import load_tokenizer
     from ..train.show import command
 
     with terminal.usable(f"--out {out}"):
         if domain:
             made = load_tokenizer(tokenizer)
-            dataset = data.prepare(out, _domains(domain), made, valid_fraction=valid_fraction)
+            dataset = data.prepare(
+                out, _domains(domain), made, valid_fraction=valid_fraction, form=named(form)
+            )
         else:
             dataset = _prepare_default(out, tokenizer, valid_fraction)
     for name, info in dataset.manifest.domains.items():

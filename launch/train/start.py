@@ -47,7 +47,7 @@ def prepare(run: RunConfig) -> Path:
     with usable(f"data.path: {run.data.path}"):
         if run.data.corpus == "python":
             ensure_default(Path(run.data.path), tokenizer, progress=True)
-        load_dataset(run.data)
+        load_dataset(run.data, run_folder=run.folder)
     return wanted
 
 
