@@ -321,3 +321,12 @@ def test_checks_cover_deepspeed() -> None:
     for overrides in (["layout.zero=3"], ["optimizer.name=muon"]):
         message = str(check("tiny", ["engine.name=deepspeed", *overrides]))
         assert message.startswith("layout.") and "set zero to" in message
+
+
+def test_an_integer_that_no_field_holds_is_named_and_others_are_integers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 2147483647\n")
+    assert load(str(path)).steps == 2**31 - 1
+    path.write_text(f"steps: {10**400}\n")
+    with pytest.raises(UserError, match="steps"):
+        load(str(path))

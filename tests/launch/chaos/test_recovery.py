@@ -74,6 +74,12 @@ def test_the_phases_of_a_kill(tmp_path: Path) -> None:
     # Four steps of 0.6 s count; two were done twice.
     assert report.wall_s == 12 and report.goodput == pytest.approx(4 * 0.6 / 12)
     assert report.samples is None
+    assert verdict(report) == (
+        "1 of 1 faults overcome, 1 restarts; exit code 0 after step "
+        f"{report.steps}; goodput 20.0% of 12 s; 1 faults not reached: give the run more steps"
+    )
+    reached = judge(tmp_path, recorded(*KILLED), done, faults=1, exit_code=0, message="")
+    assert "not reached" not in verdict(reached)
 
 
 def test_a_run_that_ends_at_the_fault(tmp_path: Path) -> None:

@@ -384,6 +384,7 @@ def test_prepare_refuses_what_it_cannot_use(run: Any, text: Path, tmp_path: Path
         (["--domain", given, "--out", "text"], "text: it exists and is no empty folder; choose"),
         (["--domain", given, "--out", "zeros/d"], "zeros/d: cannot write the dataset (Not a dir"),
         (["--domain", given, "--out", "x" * 300], f"--out {'x' * 300}: File name too long"),
+        (["--format", "text"], "--format text: is of a --domain's files; name one, or drop it"),
         (["--valid-fraction", "0.5"], "--valid-fraction 0.5: Python's own text always holds out"),
     ):
         assert refused(run("data", "prepare", "--out", "new", *words)).startswith(message)
