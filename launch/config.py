@@ -26,6 +26,7 @@ from ..moe.config import (
 from ..moe.engines import ENGINES, trainers
 from ..moe.engines.options import EngineOptions
 from ..moe.layers.ffns import FFNS
+from ..moe.optim.schedule import decay_steps
 from .config_errors import explain, join, load_yaml, plain, set_value, short
 from .data.config import DataConfig, microbatches
 
@@ -208,6 +209,20 @@ def _check_schedule(config: RunConfig) -> None:
         raise UserError(
             f"schedule.warmup_steps: {config.schedule.warmup_steps} is not below steps "
             f"{config.steps}; lower it, or raise steps"
+        )
+    if config.schedule.name == "wsd":
+        _check_wsd(config.schedule, config.steps)
+
+
+def _check_wsd(schedule: ScheduleConfig, steps: int) -> None:
+    """The rate would fall from the warm-up's peak into the middle of the decay."""
+    decay = decay_steps(schedule, steps)
+    free = steps - schedule.warmup_steps
+    if decay > free:
+        raise UserError(
+            f"schedule.warmup_steps: {schedule.warmup_steps} steps of warm-up overlap the last "
+            f"{decay} of {steps}, which decay; set it to at most {steps - decay}, or "
+            f"schedule.decay_fraction to at most {math.floor(1000 * free / steps) / 1000}"
         )
 
 

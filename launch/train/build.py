@@ -26,7 +26,13 @@ class Assembly:
 def build(config: RunConfig, device: torch.device) -> Assembly:
     """Build everything; collective over all ranks."""
     grid = Grid(config.layout)
-    loader = Loader(config.data, seed=config.seed, dp_rank=grid.dp.rank, dp_size=grid.dp.size)
+    loader = Loader(
+        config.data,
+        seed=config.seed,
+        dp_rank=grid.dp.rank,
+        dp_size=grid.dp.size,
+        run_folder=config.folder,
+    )
     model = sized(config.model, loader.vocab_size)
     torch.manual_seed(config.seed)
     engine = make_engine(config.engine_options, grid)

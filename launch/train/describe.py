@@ -8,7 +8,7 @@ from ...moe.config import ModelConfig
 from ...moe.engines.base import StepMetrics
 from ...moe.sizing.counts import count_parameters, flops_per_token
 from ..config import RunConfig
-from .hardware import machine, peak_flops
+from .hardware import device_name, machine, peak_flops
 from .records import RouterRecord, RunRecord, StepRecord
 
 PARTS = ("data", "compute", "wait", "update")
@@ -25,6 +25,16 @@ class Describer:
         self._tokens = config.data.global_batch_size * config.data.seq_len
         self._flops = flops_per_token(model, config.data.seq_len) * self._tokens
         self._peak = peak_flops(device)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the records has to know; empty if nothing."""
+        if self._peak or self._device.type != "cuda":
+            return ""
+        return (
+            f"{device_name(self._device)}: its peak is not listed in kernels/devices.py, so steps "
+            "have no MFU"
+        )
 
     def run(self, step: int) -> RunRecord:
         """A start at `step`."""

@@ -65,6 +65,8 @@ class Training:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
         state is saved. Raises RollBackError, on every rank, when a step asks for it."""
         self.channel.record(self._describer.run(self.engine.steps_done))
+        if self._describer.remark:
+            self.channel.note(self._describer.remark)
         leave = self._agree(self._preemption.wanted)
         while not leave and self.engine.steps_done < self.config.steps:
             leave = self._step()

@@ -17,6 +17,7 @@ from ..data.tokenizer import load_tokenizer
 from ..terminal import usable
 from .elastic import allowed_sizes
 from .progress import Display
+from .records import heard
 
 
 def prepare(run: RunConfig) -> Path:
@@ -43,7 +44,7 @@ def prepare(run: RunConfig) -> Path:
     with usable(f"data.path: {run.data.path}"):
         if run.data.corpus == "python":
             ensure_default(Path(run.data.path), tokenizer, progress=True)
-        load_dataset(run.data)
+        load_dataset(run.data, run_folder=run.folder)
     return wanted
 
 
@@ -58,7 +59,7 @@ def train_under_ray(
     with Display(console, run.steps, run.log_interval) as display:
 
         def on_event(rank: int | None, event: Event) -> None:
-            display.on_event(event)
+            display(heard(event))
             if watch:
                 watch(rank, event)
 

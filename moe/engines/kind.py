@@ -29,6 +29,8 @@ class EngineKind:
     """Whether it runs training steps here; else only its checkpoints are read and written."""
     reduces_apart: ClassVar[bool] = False
     """Whether ZeRO reduces gradients into a shard beside the buffer that they fill."""
+    merges_experts: ClassVar[bool] = False
+    """Whether experts that no rank shares out are parameters like all others to its ZeRO."""
 
     @classmethod
     def problems(

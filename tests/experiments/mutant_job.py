@@ -29,7 +29,7 @@ transformers.models.olmoe.modeling_olmoe transformers.models.qwen3_moe.modeling_
 """Imported once; each mutant's process has them by a fork."""
 LIMIT_S, LIMIT_FACTOR = 60.0, 6.0
 """Some errors never end: this much for all tests of a mutant, and this many times their budget."""
-UNKNOWN_S = 3.0
+UNKNOWN_S = 1.5
 """What a file takes of whose tests nothing is known yet."""
 STEADY_S = 1.0
 """A longer test may wait for something: it has to fail twice."""
@@ -82,7 +82,8 @@ class Job:
         for test in self._imports.tests(path):
             known = [s for node, s in self._known.items() if node.startswith(f"{test}::")]
             chosen.append(test)
-            left -= sum(known) if known else UNKNOWN_S
+            # A quarter of the budget at most: the next files shall have their turn.
+            left -= min(sum(known), self._budget_s / 4) if known else UNKNOWN_S
             if left <= 0:
                 break
         return chosen

@@ -27,6 +27,8 @@ STARTS = (
     "run_group",
 )
 LONG_S = 4.0
+SHORT_S = 0.05
+AT_ONCE = 6
 FAR = 100
 
 
@@ -92,7 +94,7 @@ class Imports:
 
 @dataclass(eq=False)
 class Order:
-    """A pytest plugin: short tests before long ones, no more than the budget, what passed."""
+    """A pytest plugin: short tests before long ones, within the budget, and what passed."""
 
     known: dict[str, float]
     skip: list[str]
@@ -106,13 +108,14 @@ class Order:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         files = list(dict.fromkeys(item.path for item in items))
         cost = {item.nodeid: self.known.get(item.nodeid) or _guess(item) for item in items}
-        items.sort(
-            key=lambda item: (
-                cost[item.nodeid] >= LONG_S,
-                files.index(item.path),
-                cost[item.nodeid],
-            )
-        )
+        items.sort(key=lambda item: cost[item.nodeid])
+        seen, place = Counter[Path](), {}
+        for item in items:
+            # Some of every file before all of the first: many small tests are often alike.
+            turn = seen[item.path] // AT_ONCE
+            place[item.nodeid] = (cost[item.nodeid] >= LONG_S, turn, files.index(item.path))
+            seen[item.path] += 1
+        items.sort(key=lambda item: place[item.nodeid])
         kept, spent = [], 0.0
         for item in items:
             seconds = cost[item.nodeid]
@@ -143,7 +146,7 @@ def _guess(item: pytest.Item) -> float:
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
     functions = [getattr(item, "function", Order), *(f[-1].func for f in fixtures)]
     source = "".join(inspect.getsource(f) for f in functions if "moelstrom" in inspect.getfile(f))
-    return LONG_S if any(word in source for word in STARTS) else 0.3
+    return LONG_S if any(word in source for word in STARTS) else SHORT_S
 
 
 def run_tests(copy: Path, files: list[str], order: Order) -> None:

@@ -138,3 +138,30 @@ def test_current_nvidia_is_its_own_entry(monkeypatch: pytest.MonkeyPatch, name: 
         assert target.name == f"sm{major}{minor + newer}"
         expected = replace(entry, name=target.name, product="a GPU", compute_units=100)
         assert target == expected
+
+
+SHEETS = {
+    # Shared memory of a program and of a unit in KiB (1 KiB of NVIDIA's is reserved), compute
+    # units, XCDs, KiB of registers, columns of tensor memory, TB/s of all of L2.
+    "gfx90a": (64, 64, 110, 1, 512, 0, 7.0),
+    "gfx942": (64, 64, 304, 8, 512, 0, 34.4),
+    "gfx950": (160, 160, 256, 8, 512, 0, 39.3),
+    "sm80": (163, 164, 108, 1, 256, 0, 7.2),
+    "sm90": (227, 228, 132, 1, 256, 0, 9.4),
+    "sm100": (227, 228, 148, 1, 256, 512, 19.6),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_figures_of_the_data_sheets(name: str) -> None:
+    t = TARGETS[name]
+    kib = (t.shared_bytes / 1024, t.unit_shared_bytes / 1024)
+    units = (t.compute_units, t.xcds, 4 * t.registers / 1024, t.tensor_columns)
+    assert (*kib, *units, t.cache_rate / 1e12) == pytest.approx(SHEETS[name])
+    amd = name.startswith("gfx")
+    assert (t.warp_size, t.thread_registers) == ((64, 512) if amd else (32, 255))
+    assert (t.warps, t.programs, t.schedulers) == (32 if amd else 64, 32, 4)
+    assert (t.shared_reserved, t.register_granule) == (0 if amd else 1024, 8)
+    assert (t.max_threads, t.backend) == (1024, "hip" if amd else "cuda")
+    assert t.tensor_descriptors == (name in ("sm90", "sm100"))
+    assert t.operands_in_registers == (amd or name == "sm80")

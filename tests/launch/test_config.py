@@ -104,6 +104,8 @@ MISTAKES = {
     "optimizer.betas=[0.9, 2]": ("optimizer.betas.1", "2", "1.0 or less"),
     "optimizer.betas=[0.9, 1]": ("optimizer.betas", "[0.9, 1.0]", "below 1"),
     "schedule.warmup_steps=240": ("schedule.warmup_steps", "240", "raise steps"),
+    "schedule.warmup_steps=169": ("schedule.warmup_steps", "169", "at most 168"),
+    "schedule.decay_fraction=0.95": ("schedule.warmup_steps", "20", "at most 0.916"),
     "steps=0": ("steps", "0", "1 or more"),
     "steps=" + "9" * 30: ("steps", "9999", "2147483647 or less"),
     "steps=" + "9" * 9999: ("steps", "9999", "smaller whole number"),
@@ -319,3 +321,12 @@ def test_checks_cover_deepspeed() -> None:
     for overrides in (["layout.zero=3"], ["optimizer.name=muon"]):
         message = str(check("tiny", ["engine.name=deepspeed", *overrides]))
         assert message.startswith("layout.") and "set zero to" in message
+
+
+def test_an_integer_that_no_field_holds_is_named_and_others_are_integers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 2147483647\n")
+    assert load(str(path)).steps == 2**31 - 1
+    path.write_text(f"steps: {10**400}\n")
+    with pytest.raises(UserError, match="steps"):
+        load(str(path))

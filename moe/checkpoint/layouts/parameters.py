@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from ...config import ModelConfig
+from ...engines import ENGINES
 from ...model import model_specs
 from ...spec import Part, Spec, Specs
 from ...state.names import Local, whole
@@ -62,10 +63,7 @@ def dense_parameters(
     model: Skeleton, target: Target, stage: int, rank: int
 ) -> list[LocalParameter]:
     """What every replica of tensor-parallel `rank` of the pipeline `stage` holds, in the order of
-    the model, without experts, and without what it got no element of.
-
-    Megatron takes experts for dense parameters where no rank shares them out.
-    """
+    the model, without experts, and without what it got no element of."""
     found = []
     for p in model.parameters:
         stages = stages_of(p.name, model.config, target)
@@ -98,7 +96,7 @@ def stages_of(name: str, config: ModelConfig, target: Target) -> list[int]:
 
 
 def _apart(parameter: Local, target: Target) -> bool:
-    return parameter.expert and not (target.engine == "megatron" and target.ep == 1)
+    return parameter.expert and not (ENGINES[target.engine].merges_experts and target.ep == 1)
 
 
 def _stack(parameter: Local, ep: int, ep_rank: int) -> Local:

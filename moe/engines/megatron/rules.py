@@ -18,6 +18,7 @@ class Megatron(EngineKind):
 
     name = "megatron"
     trains = False
+    merges_experts = True
 
     @classmethod
     def problems(

@@ -37,7 +37,7 @@ COMMANDS = {
     "chaos": {"config", "--set", "--scenario", "--random", "--seed", "--spacing", "--json"},
     "report": {"folder"},
     "data": set(),
-    "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},
+    "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction", "--format"},
     "size": {
         *("--params", "--active", "--flops", "--hardware", "--collectives", "--target", "--gpus"),
         *("--gpus-per-node", "--memory", "--vocab", "--seq-len", "--batch-tokens", "--context"),
@@ -280,7 +280,7 @@ def test_the_outcome_of_the_workers_decides(
     code, out, err = run("train", "tiny", sets=sets)
     assert code == outcome
     words = {0: "", 2: "error: what happened\n", 1: "failed: what happened; logs: runs/tiny/worke"}
-    assert err.startswith(words[outcome]) and ("the other engine" in out) == (outcome == 0)
+    assert err.startswith(words[outcome]) and ("the deepspeed engine" in out) == (outcome == 0)
     (spec,) = asked
     assert spec.world_size == 2
     # The workers get the whole config, under an absolute path.
@@ -352,11 +352,13 @@ def test_prepare_refuses_what_it_cannot_use(run: Any, text: Path, tmp_path: Path
         (["--domain", "a=zeros"], "domain a: no text found (skipped 1: zeros: a binary file)"),
         (["--domain", "a=" + "x" * 300], "--out new: File name too long; give a folder"),
         (["--domain", given, "--tokenizer", "none"], "data.tokenizer: cannot read none (No such"),
-        (["--domain", given, "--valid-fraction", "0"], "valid_fraction: 0.0 is not between 0 and"),
-        (["--domain", given, "--valid-fraction", "nan"], "valid_fraction: nan is not between"),
+        (["--domain", given, "--valid-fraction", "1"], "valid_fraction: 1.0 is not from 0 to"),
+        (["--domain", given, "--valid-fraction", "nan"], "valid_fraction: nan is not from 0 to"),
+        (["--domain", given, "--format", "csv"], "--format csv: is none of auto, text, jsonl"),
         (["--domain", given, "--out", "text"], "text: it exists and is no empty folder; choose"),
         (["--domain", given, "--out", "zeros/d"], "zeros/d: cannot write the dataset (Not a dir"),
         (["--domain", given, "--out", "x" * 300], f"--out {'x' * 300}: File name too long"),
+        (["--format", "text"], "--format text: is of a --domain's files; name one, or drop it"),
         (["--valid-fraction", "0.5"], "--valid-fraction 0.5: Python's own text always holds out"),
     ):
         assert refused(run("data", "prepare", "--out", "new", *words)).startswith(message)

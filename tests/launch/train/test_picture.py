@@ -101,7 +101,7 @@ def test_next_steps_are_runs_of_the_same_config(
     given = suggestions(load("tiny", [f"output={folder}", "optimizer.lr=0.5", "steps=30"]))
     assert given["curves"].endswith(f"tensorboard --logdir '{folder / 'tensorboard'}'")
     assert given["train on, twice as long"] == f"./run train {file} --set steps=60"
-    assert given["the other engine"] == (
+    assert given["the deepspeed engine"] == (
         f"./run train {file} --set engine.name=deepspeed --set name=tiny-deepspeed "
         f"--set 'output={folder}-deepspeed'"
     )
@@ -109,8 +109,8 @@ def test_next_steps_are_runs_of_the_same_config(
 
 def test_no_next_step_is_a_mistake(tmp_path: Path) -> None:
     muon = suggestions(load("tiny", [f"output={tmp_path}", "optimizer.name=muon"]))
-    assert "the other engine" not in muon and "train on, twice as long" in muon
+    assert "the deepspeed engine" not in muon and "train on, twice as long" in muon
     overrides = [f"output={tmp_path}", "engine.name=deepspeed", "layout.zero=2"]
-    assert "the other engine" not in suggestions(load("tiny", overrides))
-    native = suggestions(load("tiny", [*overrides, "layout.zero=1"]))["the other engine"]
+    assert "the native engine" not in suggestions(load("tiny", overrides))
+    native = suggestions(load("tiny", [*overrides, "layout.zero=1"]))["the native engine"]
     assert "--set engine.name=native --set name=tiny-native" in native

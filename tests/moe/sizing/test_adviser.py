@@ -68,6 +68,12 @@ def test_shapes_meet_their_budget(total: float, sparsity: float) -> None:
         ModelConfig.model_validate(model.model_dump())
 
 
+def test_heads_are_wider_from_a_thousand_channels_on() -> None:
+    found = [*shapes(Budget(6e8, 1.2e8), 65_536, Fixed())]
+    assert {960, 1024} <= {model.hidden_size for model in found}
+    assert all(model.head_dim == (128 if model.hidden_size >= 1024 else 64) for model in found)
+
+
 def test_what_is_fixed_stays() -> None:
     fixed = Fixed(hidden_size=2048, num_experts=16, top_k=1, head_dim=64)
     found = list(shapes(BUDGET, 65_536, fixed))
