@@ -85,7 +85,7 @@ def run_under_ray(kind: Kind, run: Run, console: Console) -> BenchReport:
 
     UserError where no rank could begin (no cluster, no room) or one met a user's mistake.
     """
-    command = (sys.executable, "-m", "moelstrom.launch.bench.worker", kind)
+    command = (sys.executable, "-P", "-m", "moelstrom.launch.bench.worker", kind)
     # The config itself, so that no other node needs the file.
     spec = WorkerSpec((*command, "--json", run.model_dump_json()), run.ranks)
     with ReportRecorder(kind, run, console) as recorder:

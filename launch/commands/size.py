@@ -1,6 +1,5 @@
 """`moelstrom size`: what shape, micro-batch and layout to train on given devices."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -59,8 +58,9 @@ def size(
     head_dim: Annotated[int | None, typer.Option(min=64, max=256, help="Fix it.")] = None,
     compare: Annotated[list[str] | None, typer.Option(help="A known model: zaya1.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=24, help="Proposals to show.")] = 5,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Write every figure here.")
+    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File to write the JSON to.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw a PNG here.")] = None,
     write: Annotated[
@@ -75,7 +75,7 @@ def size(
     from ..size import show as size_show
     from ..size.advice import Advice
 
-    for option, path in (("--json", json_path), ("--plot", plot), ("--write", write)):
+    for option, path in (("--out", out), ("--plot", plot), ("--write", write)):
         terminal.check_writable(option, path)
     budget, rule = _budget(params, active, flops)
     measured = _report(collectives, "collectives")
@@ -98,13 +98,14 @@ def size(
     found = advise(question, curves, network, compare or (), limit)
     advice = Advice(question, found, curves.label, network.label)
     console = terminal.console()
-    console.print(size_show.view(advice))
-    if json_path:
-        json_path.write_text(json.dumps(advice.as_json(), indent=1) + "\n", encoding="utf-8")
+    terminal.write_json(advice.as_json(), as_json, out)
+    if not as_json:
+        console.print(size_show.view(advice))
     if plot:
         size_show.draw(advice, plot)
     if write:
         write.write_text(size_show.recipe(advice, found[0], _tokens(flops, found[0])), "utf-8")
+    if write and not as_json:
         console.print(size_show.train_command(write), soft_wrap=True)
 
 
