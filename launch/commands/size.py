@@ -11,7 +11,7 @@ from ... import UserError
 from .. import terminal
 
 if TYPE_CHECKING:
-    from ...collectives_bench.schema import Report
+    from ...collectives_bench.schema import BenchReport
     from ...moe.sizing.communication import Communication
     from ...moe.sizing.curves import Curves
     from ...moe.sizing.proposal import Proposal, Question
@@ -151,7 +151,7 @@ def _batch(text: str, seq_len: int, gpus: int) -> int:
     return seq_len * gpus * 2 ** max(0, round(math.log2(each)))
 
 
-def _report(path: Path | None, kind: str) -> "Report | None":
+def _report(path: Path | None, kind: str) -> "BenchReport | None":
     from ...collectives_bench.schema import read
 
     if path is None:
@@ -164,7 +164,7 @@ def _report(path: Path | None, kind: str) -> "Report | None":
     return report
 
 
-def _curves(report: "Report | None", target: str | None, memory: str | None) -> "Curves":
+def _curves(report: "BenchReport | None", target: str | None, memory: str | None) -> "Curves":
     from dataclasses import replace
 
     from ...kernels.targets import find
@@ -179,7 +179,10 @@ def _curves(report: "Report | None", target: str | None, memory: str | None) -> 
 
 
 def _network(
-    report: "Report | None", device: "Report | None", target: str | None, question: "Question"
+    report: "BenchReport | None",
+    device: "BenchReport | None",
+    target: str | None,
+    question: "Question",
 ) -> "Communication":
     from ...kernels.targets import find
     from ..size.curves import device_target
@@ -198,7 +201,7 @@ def _network(
     return of_data_sheet(links, question.per_node, question.engine)
 
 
-def _engine(report: "Report | None") -> "tuple[Any, str]":
+def _engine(report: "BenchReport | None") -> "tuple[Any, str]":
     """The engine's section with the bucket that the report shows, and what that rests on."""
     from ...collectives_bench.bucket import choose
     from ...moe.sizing.proposal import ENGINE

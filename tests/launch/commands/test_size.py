@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bench_reports import collective, collectives
 
-from moelstrom.collectives_bench.schema import Hardware, Host, Report
+from moelstrom.collectives_bench.schema import BenchReport, Hardware, Host
 from moelstrom.launch import cli
 from moelstrom.launch.config import load
 from moelstrom.launch.train.plan import make_plan
@@ -87,9 +87,9 @@ def test_one_device_needs_no_ray(run: Any) -> None:
     assert run("train", "a.yaml", "--dry-run")[0] == 0
 
 
-def hardware(**changes: Any) -> Report:
+def hardware(**changes: Any) -> BenchReport:
     """A device of 500 TFLOP/s and 3 TB/s."""
-    made = Report(
+    made = BenchReport(
         kind="hardware",
         started="2026-11-25",
         command="bench",
