@@ -78,6 +78,8 @@ def _train(run: "RunConfig", console: "Console") -> bool:
     from ..train import start
     from ..train.sole import sole
 
+    # Before there is a folder: a refused start leaves none.
+    start.check(run)
     with sole(run.folder):
         resolved = start.prepare(run)
         if run.cluster.launcher == "none":
@@ -88,6 +90,7 @@ def _train(run: "RunConfig", console: "Console") -> bool:
 def _train_here(run: "RunConfig", console: "Console") -> bool:
     """Train as the one rank, in this process."""
     from ...cluster.events import EventWriter
+    from ...moe.checkpoint.commit import CheckpointError
     from ..train.progress import Display
     from ..train.rollback import RollBackError
     from ..worker import run as run_worker
@@ -99,6 +102,9 @@ def _train_here(run: "RunConfig", console: "Console") -> bool:
             except RollBackError:
                 # `health.max_rollbacks` bounds it.
                 continue
+            except CheckpointError as error:
+                print(f"failed: {error}", file=sys.stderr)
+                raise typer.Exit(1) from None
 
 
 def _ended(run: "RunConfig", outcome: "Outcome") -> bool:

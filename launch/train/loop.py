@@ -152,7 +152,10 @@ class Training:
             for domain in self.loader.domains:
                 batches = list(self.loader.valid(domain, self.config.evaluation.batches))
                 total, count = self.engine.evaluate(batches)
-                losses[domain] = total / max(count, 1)
+                if count:
+                    losses[domain] = total / count
+                else:
+                    self.channel.note(f"{domain}: its held-out part has no targets, so no loss")
         self.channel.record(EvalRecord(step=self.engine.steps_done, loss=losses))
 
 

@@ -64,6 +64,7 @@ class Display:
                     f"still {told.stall_ms:.1f} ms, written in {told.write_s:.2f} s"
                 )
             case ResumeRecord():
+                self._progress.update(self._task, completed=told.step)
                 self._say(f"step {told.step}  resumed from {told.folder}")
             case MessageRecord() | Waiting():
                 self._say(told.message)

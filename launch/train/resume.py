@@ -132,8 +132,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def random_seed(seed: int, rank: int, step: int) -> int:
-    """The seed of a rank that a checkpoint has no random state for: it had fewer ranks."""
-    return seed * 1_000_003 + step * 65_537 + rank

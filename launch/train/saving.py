@@ -13,6 +13,7 @@ from .channel import Channel
 from .health import Health
 from .random_state import load_random_state, random_state
 from .records import ResumeRecord, from_json
+from .replan import changed_plan, check_steps_left
 from .resume import check_same_model, find_start, handed_on
 
 
@@ -62,6 +63,10 @@ class SavedState:
     def _load(self, source: Source) -> None:
         parts = self._parts
         check_same_model(source.meta.get("model"), parts.model)
+        check_steps_left(self._config, source.step)
+        change = changed_plan(source.meta.get("config") or {}, self._config, source.step)
+        if change:
+            self._channel.note(change)
         parts.engine.import_state(source)
         if source.meta.get("data") is not None:
             parts.loader.load_state(source.meta["data"])

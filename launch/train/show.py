@@ -91,7 +91,7 @@ def next_steps(config: RunConfig, console: Console) -> None:
         ("curves", [_program("tensorboard"), "--logdir", str(folder / "tensorboard")]),
         ("picture", [str(folder / "run.png")]),
         ("every step as JSON", [str(folder / "metrics.jsonl")]),
-        ("train on, twice as long", _train(config, [f"steps={2 * config.steps}"])),
+        *_longer(config),
         *(
             (f"the {name} engine", _train(config, _with_engine(config, name)))
             for name in trainers()
@@ -106,6 +106,16 @@ def next_steps(config: RunConfig, console: Console) -> None:
 def _program(name: str) -> str:
     """How to call a program of this environment, which may not be the shell's."""
     return name if shutil.which(name) else str(Path(sys.executable).with_name(name))
+
+
+def _longer(config: RunConfig) -> list[tuple[str, list[str]]]:
+    """Only where the rate does not hang on the run's length: a cosine would jump back up from its
+    end, WSD goes back to its plateau as it is meant to."""
+    if config.schedule.name != "wsd":
+        return []
+    plateau = ", back on the plateau" if config.schedule.decay_fraction else ""
+    text = f"train on, twice as long{plateau}"
+    return [(text, _train(config, [f"steps={2 * config.steps}"]))]
 
 
 def _with_engine(config: RunConfig, name: str) -> list[str]:

@@ -93,3 +93,8 @@ def test_a_terminal_of_80_columns_gets_a_bar_and_the_facts() -> None:
     assert any("train" in line and "2/100000 ETA 13:53:19" in line for line in text.splitlines())
     assert "lr 2.00e-03\n" in text.replace("\r", "")
     assert text.count("step 1/100000") == 1
+
+
+def test_a_resume_shows_the_steps_that_are_done() -> None:
+    resumed = {"kind": "resume", "step": 5000, "folder": "runs/x/step-5000"}
+    assert "5000/100000" in shown([resumed], terminal=True, width=80)
