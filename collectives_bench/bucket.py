@@ -16,7 +16,7 @@ import yaml
 from .. import UserError
 from .files import read_bytes
 from .fit import SATURATED, Fit, fit_report
-from .schema import Report
+from .schema import BenchReport
 from .sizes import label
 
 MIB = 2**20
@@ -36,7 +36,7 @@ class Choice:
     share: float
 
 
-def choose(report: Report, share: float = SATURATED) -> Choice:
+def choose(report: BenchReport, share: float = SATURATED) -> Choice:
     """The smallest measured size that reaches `share` of the top bandwidth, in whole MiB.
 
     Taken from the largest group's fp32 reduce-scatter, out of place as the engines call it (else

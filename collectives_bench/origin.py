@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from .. import __version__
 from .caches import cache_bytes
-from .schema import Host, Report
+from .schema import BenchReport, Host
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -54,7 +54,7 @@ def most(value: int) -> int:
 
 def describe(
     kind: Literal["collectives", "hardware"], config: BaseModel, device: torch.device
-) -> Report | None:
+) -> BenchReport | None:
     """A report with no measurement yet, on rank 0; None elsewhere. Collective."""
     # Containers may share one host's name: launchers number the nodes (torchrun, our Ray workers).
     node = os.environ.get("GROUP_RANK", "0")
@@ -62,7 +62,7 @@ def describe(
     found = gather((socket.gethostname(), node, device_name(device), *sizes))
     if found is None:
         return None
-    return Report(
+    return BenchReport(
         kind=kind,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv),

@@ -110,7 +110,7 @@ class Host:
 
 
 @dataclass
-class Report:
+class BenchReport:
     """A whole run. `ended` is "complete", or says which rank failed, how, and at what."""
 
     kind: Literal["collectives", "hardware"]
@@ -135,10 +135,10 @@ class Report:
         partial.replace(path)
 
 
-_ADAPTER = TypeAdapter(Report)
+_ADAPTER = TypeAdapter(BenchReport)
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> BenchReport:
     """Read a report; a UserError says what is wrong with the file."""
     data = read_bytes(path, str(path), "give a report that `moelstrom bench` wrote")
     try:

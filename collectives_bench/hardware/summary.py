@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from ... import UserError
-from ..schema import Hardware, Report
+from ..schema import BenchReport, Hardware
 from ..sizes import label
 from . import PROBES
 from .config import MEMORY_SETS
@@ -18,7 +18,7 @@ SLOW = 0.95
 choice: GPUs of one model differ by 1-3%)."""
 
 
-def caches(report: Report) -> dict[int, int]:
+def caches(report: BenchReport) -> dict[int, int]:
     """Bytes of each rank's last cache; without those that the report does not know."""
     return {rank: host.cache for host in report.hosts for rank in host.ranks if host.cache}
 

@@ -11,11 +11,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..hardware import PROBES
-from ..schema import Report
+from ..schema import BenchReport
 from .plots_collectives import at_once, bandwidth, link_map, per_rank, times
 from .plots_hardware import curve, curves, devices
 
-Draw = Callable[[Report], Figure | None]
+Draw = Callable[[BenchReport], Figure | None]
 """Gives None where the report holds nothing for the plot."""
 COLLECTIVES: dict[str, tuple[str, Draw]] = {
     "bandwidth": ("Bus bandwidth over size (fitted lines dashed)", bandwidth),
@@ -47,7 +47,7 @@ def everything() -> dict[str, tuple[str, Draw]]:
     return {**found, "devices": ("Devices against each other", devices)}
 
 
-def save(report: Report, folder: Path) -> list[Path]:
+def save(report: BenchReport, folder: Path) -> list[Path]:
     """Write every plot as `folder/NAME.png`; those of an earlier run that are not made go."""
     paths = []
     for name, (_, draw) in everything().items():
@@ -61,7 +61,7 @@ def save(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def svgs(report: Report) -> dict[str, str]:
+def svgs(report: BenchReport) -> dict[str, str]:
     """Every plot as an `<svg>` element by name, in the CSS colours `--ink` and `--paper`."""
     found = {}
     for name, (_, draw) in everything().items():
@@ -72,7 +72,7 @@ def svgs(report: Report) -> dict[str, str]:
 
 
 @contextmanager
-def _drawn(draw: Draw, report: Report) -> Iterator[Figure | None]:
+def _drawn(draw: Draw, report: BenchReport) -> Iterator[Figure | None]:
     # Not pyplot: it keeps every figure, and picks a window system.
     figure = draw(report)
     yield figure

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..hardware import PROBES
 from ..hardware.probe import Curve, ProbeKind
-from ..schema import Hardware, Report
+from ..schema import BenchReport, Hardware
 from . import axes
 
 Line = list[tuple[float, float]]
@@ -21,7 +21,7 @@ def curves() -> dict[str, list[str]]:
     return found
 
 
-def curve(report: Report, benches: list[str]) -> Figure | None:
+def curve(report: BenchReport, benches: list[str]) -> Figure | None:
     """The rates of one curve's kinds over its axis."""
     lines: dict[str, Line] = {}
     for bench in benches:
@@ -55,7 +55,7 @@ def _place(axis: Any, form: Curve) -> None:
     axis.set_xlabel(form.label)
 
 
-def devices(report: Report) -> Figure | None:
+def devices(report: BenchReport) -> Figure | None:
     """Each rank's rates over the ranks' median: a device that falls behind stands out."""
     groups: dict[tuple[Any, ...], list[Hardware]] = {}
     for h in report.hardware:
@@ -77,7 +77,7 @@ def devices(report: Report) -> Figure | None:
     return figure
 
 
-def _lines(report: Report, bench: str, kind: ProbeKind) -> dict[str, Line]:
+def _lines(report: BenchReport, bench: str, kind: ProbeKind) -> dict[str, Line]:
     """A line for each sort and dtype; where several ranks measured, the ranks' median."""
     found: dict[str, dict[float, list[float]]] = {}
     for h in report.hardware:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ... import UserError
 from ...collectives_bench.predict import KnownParts, known_parts
-from ...collectives_bench.report.grid import Grid
+from ...collectives_bench.report.grid import TextTable
 from ...collectives_bench.report.tables import number, time
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.config import microbatches
@@ -34,7 +34,7 @@ class PredictedStep:
 
 
 def predict(
-    report: Report, run: RunConfig, per_node: int, counts: list[int]
+    report: BenchReport, run: RunConfig, per_node: int, counts: list[int]
 ) -> list[PredictedStep]:
     """The step of `run` on each count of ranks, every rank's own work unchanged, as far as the
     report goes.
@@ -93,11 +93,11 @@ def default_counts(per_node: int, ep: int) -> list[int]:
     return list(dict.fromkeys([*counts, last]))
 
 
-def table(points: list[PredictedStep], compute_s: float | None) -> Grid:
+def table(points: list[PredictedStep], compute_s: float | None) -> TextTable:
     """A row a count; with the time of the computation also the step's bounds."""
     columns = ["ranks", "nodes", "gradients", "weights", "tokens", "communication"]
     columns += ["step, all overlapped", "step, none"] if compute_s is not None else []
-    grid = Grid("predicted communication of a step", tuple(columns))
+    grid = TextTable("predicted communication of a step", tuple(columns))
     for point in points:
         found, total = point.known, point.known.total_s
         cells = [number(point.ranks), number(point.nodes)]

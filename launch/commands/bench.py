@@ -11,7 +11,7 @@ from ...collectives_bench import THRESHOLD
 from .. import terminal
 
 if TYPE_CHECKING:
-    from ...collectives_bench.schema import Report
+    from ...collectives_bench.schema import BenchReport
     from ..bench.config import Kind
 
 app = typer.Typer(
@@ -198,7 +198,7 @@ def _sets(
 
 def _bench(
     kind: "Kind", source: str | None, sets: list[str], baseline: Path | None, threshold: float
-) -> "Report":
+) -> "BenchReport":
     """Measure and finish; leaves with the exit code unless that is 0."""
     from ...collectives_bench.report.units import count
     from ...collectives_bench.schema import read
@@ -224,7 +224,7 @@ def _bench(
     return report
 
 
-def _write_bucket(report: "Report", path: Path) -> None:
+def _write_bucket(report: "BenchReport", path: Path) -> None:
     from ...collectives_bench import bucket
     from ..bench.report import say
 

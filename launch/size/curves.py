@@ -8,7 +8,7 @@ from typing import TypeVar
 from ... import UserError
 from ...collectives_bench.hardware.config import MEMORY_SETS
 from ...collectives_bench.hardware.summary import caches, summarise
-from ...collectives_bench.schema import Hardware, Report
+from ...collectives_bench.schema import BenchReport, Hardware
 from ...collectives_bench.sizes import label
 from ...kernels.devices import device as find_device
 from ...kernels.targets import TARGETS, Target
@@ -18,7 +18,7 @@ Point = TypeVar("Point")
 BOTH = "forward+backward"
 
 
-def measured(report: Report, memory: int | None) -> Curves:
+def measured(report: BenchReport, memory: int | None) -> Curves:
     """Curves by the median over ranks; `memory` overrides a device's bytes.
 
     UserError where the report lacks a benchmark that the adviser needs, or the device's memory.
@@ -76,13 +76,13 @@ def _points(
     return {key: median(rates) for key, rates in found.items()}
 
 
-def device_target(report: Report) -> Target | None:
+def device_target(report: BenchReport) -> Target | None:
     """The target of the report's devices; None for others, such as a CPU."""
     sheet = find_device(report.hosts[0].device) if report.hosts else None
     return TARGETS[sheet.target] if sheet else None
 
 
-def _capacity(report: Report, device: str) -> int:
+def _capacity(report: BenchReport, device: str) -> int:
     sheet = find_device(device)
     known = next((host.memory for host in report.hosts if host.memory), 0)
     found = known or (sheet.memory_bytes if sheet else 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ...collectives_bench.fit import fit_report
 from ...collectives_bench.network import Group, Network
 from ...collectives_bench.predict import RankLayout, StepVolume, predict
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from ...kernels.targets import Target
 from ...moe.config import EngineConfig, LayoutConfig, ModelConfig
 from ...moe.sizing.communication import Traffic
@@ -109,7 +109,7 @@ class Predicted:
         return math.gcd(self.per_node, layout.dp)
 
 
-def measured(report: Report, per_node: int, engine: EngineConfig) -> Predicted:
+def measured(report: BenchReport, per_node: int, engine: EngineConfig) -> Predicted:
     """From a collectives report's fits."""
     hosts = ", ".join(sorted({host.device for host in report.hosts}))
     label = f"measured with {report.backend} on {report.world_size} ranks ({hosts})"

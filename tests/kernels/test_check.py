@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from moelstrom import UserError
 from moelstrom.kernels import check as gate
 from moelstrom.kernels import registry
-from moelstrom.kernels.compile import compile_variant, facts
+from moelstrom.kernels.compile import Facts, compile_variant, facts
 from moelstrom.kernels.spec import Variant
 from moelstrom.kernels.targets import TARGETS
 from moelstrom.kernels.tuning import matmul_tile, split
@@ -190,6 +190,24 @@ def test_spills_fail(target: str, columns: int) -> None:
     # As many accumulators as a thread of the target has registers.
     problems = _problems(_matmul(256, columns, 16, num_warps=1, num_stages=1), target)
     assert "register spills" in problems and "bytes of scratch" in problems
+
+
+def test_scalar_spills_alone_fail() -> None:
+    """AMD's scalar registers go to lanes of a vector register: no scratch tells of them."""
+    variant, target = _matmul(64, 64, 32, num_warps=4, num_stages=1), TARGETS["gfx942"]
+    budget: dict[str, Any] = {"shared": 0, "threads": 256, "registers": 64, "agprs": 0}
+    budget |= {"occupancy": 2}
+    code: dict[str, Any] = {"instructions": (), "matrix_in_loop": True, "loads": (), "fp8": ()}
+    good = Facts(**budget, **code, spills=0, scalar_spills=0, scratch=0, tensor_columns=0)
+    for vectors, scalars, said in (
+        (0, 0, []),
+        (0, 3, ["3 scalar register spills"]),
+        (2, 0, ["2 register spills"]),
+        (2, 3, ["2 register spills, 3 scalar register spills"]),
+    ):
+        found = replace(good, spills=vectors, scalar_spills=scalars)
+        problems = (rule(found, variant, target) for rule in gate.RULES)
+        assert [problem for problem in problems if problem] == said
 
 
 def test_a_stack_frame_fails() -> None:

@@ -1,5 +1,6 @@
 """Budgets against figures worked out by hand, and what is chosen from them."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,29 @@ from moelstrom.kernels.targets import TARGETS, current, find
 from moelstrom.kernels.tuning import committed, matmul_tile, split, tuned
 
 NAMES = st.sampled_from(sorted(TARGETS))
+
+
+# Data sheets (MI250X: one die): dense bf16 TFLOP/s, HBM TB/s, and the boost clock in GHz that the
+# first is given at (B200's is not published).
+RATES: dict[str, tuple[float, float, float | None]] = {
+    "gfx90a": (191.5, 1.6, 1.7),
+    "gfx942": (1307.4, 5.3, 2.1),
+    "gfx950": (2516.6, 8.0, 2.4),
+    "sm80": (312, 2.039, 1.41),
+    "sm90": (989.4, 3.35, 1.83),
+    "sm100": (2250, 8.0, None),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_rates_are_the_data_sheets(name: str) -> None:
+    target, (flops, memory, clock) = find(name), RATES[name]
+    assert target.peak_flops == flops * 1e12
+    assert target.memory_rate == pytest.approx(memory * 1e12)
+    if clock is not None:
+        # At that clock a compute unit does a power of two of bf16 multiply-adds.
+        each = target.peak_flops / target.compute_units / (clock * 1e9) / 2
+        assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from moelstrom.collectives_bench.hardware.config import HardwareConfig
 from moelstrom.collectives_bench.hardware.overhead import compare
 from moelstrom.collectives_bench.hardware.run import planned, run
 from moelstrom.collectives_bench.hardware.summary import summarise
-from moelstrom.collectives_bench.schema import Hardware, Report, read
+from moelstrom.collectives_bench.schema import BenchReport, Hardware, read
 
 CPU = torch.device("cpu")
 SMALL = HardwareConfig(
@@ -34,7 +34,7 @@ def events(config: HardwareConfig) -> list[tuple[str, dict[str, Any]]]:
 
 def test_every_case_is_announced_and_measured(tmp_path: Any) -> None:
     (first, header), *rest = events(SMALL)
-    report = Report(**{k: v for k, v in header["report"].items() if k != "hosts"}, hosts=[])
+    report = BenchReport(**{k: v for k, v in header["report"].items() if k != "hosts"}, hosts=[])
     assert first == "header" and report.kind == "hardware" and report.world_size == 1
     assert report.backend == "none" and report.config["max_bytes"] == 4096
     kinds = [kind for kind, _ in rest]

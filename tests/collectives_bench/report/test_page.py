@@ -13,7 +13,7 @@ import bench_reports
 import pytest
 
 from moelstrom.collectives_bench.report import html, plots
-from moelstrom.collectives_bench.schema import Report, Skip
+from moelstrom.collectives_bench.schema import BenchReport, Skip
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 HOSTILE = "</script><script>document.title='owned'</script><b>&$x"
@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self._inside = False
 
 
-def analysed() -> Report:
+def analysed() -> BenchReport:
     report = bench_reports.collectives()
     report.analysis = {
         "suspects": [

@@ -43,7 +43,7 @@ COMMANDS = {
         *("--params", "--active", "--flops", "--hardware", "--collectives", "--target", "--gpus"),
         *("--gpus-per-node", "--memory", "--vocab", "--seq-len", "--batch-tokens", "--context"),
         *("--hidden", "--layers", "--experts", "--top-k", "--head-dim", "--compare", "--limit"),
-        *("--json", "--plot", "--write"),
+        *("--json", "--out", "--plot", "--write"),
     },
     "bench": set(),
     "bench collectives": {*BENCH, "--bucket-into"},

@@ -169,6 +169,13 @@ def test_too_few_documents_are_divided(
     assert tokens == pytest.approx(expected, abs=1)
 
 
+def test_no_more_than_half_of_one_document_of_many_moves(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "in", ["first" * 100, "second" * 100, "0123456789"])
+    dataset = prepare(tmp_path / "out", {"a": folder}, TOKENIZER, valid_fraction=0.02)
+    assert texts_of(dataset, "a", "train")[-1] == "01234"
+    assert texts_of(dataset, "a", "valid") == ["56789"]
+
+
 def test_a_divided_dataset_is_like_any_other(tmp_path: Path) -> None:
     """Hash, index and files of the split that was cut are those of its tokens."""
     folder = write_texts(tmp_path / "in", ["ab " * 3_000_000])

@@ -74,6 +74,21 @@ def test_text_never_yields_an_added_end(tmp_path: Path, special: bool) -> None:
     assert [plain.decode(ids.tolist()) for ids in encoded] == texts
 
 
+def test_an_end_in_another_spelling_is_text_too(tmp_path: Path) -> None:
+    """A token that is looked for after lower-casing."""
+    path = bpe(tmp_path / "tokenizer.json", ["<pad>"])
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_tokens([tokenizers.AddedToken("<|endoftext|>", special=False, normalized=True)])
+    tokenizer.save(str(path))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert end in tokenizer.encode("a <|ENDOFTEXT|>").ids
+    loaded = load_tokenizer(str(path))
+    assert loaded.eod == end
+    assert end not in loaded.encode_batch(["a <|ENDOFTEXT|> b"])[0]
+
+
 def words(path: Path, vocab: dict[str, int], normalizer: str | None = None) -> Path:
     """A tokenizer of whole words, without added tokens."""
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
@@ -125,6 +140,14 @@ def test_interrupts_are_no_tokenizers_fault(tmp_path: Path) -> None:
     tokenizer = HFTokenizer(bpe(tmp_path / "t.json", ["</s>"]))
     with pytest.raises(KeyboardInterrupt), tokenizer._library("", ""):
         raise KeyboardInterrupt
+
+
+def test_ids_are_below_the_vocabularys_size(tmp_path: Path) -> None:
+    tokenizer = HFTokenizer(bpe(tmp_path / "t.json", ["</s>"]))
+    top = max(tokenizer.encode_batch(["theme"])[0].tolist())
+    tokenizer.vocab_size = top
+    with pytest.raises(UserError, match=rf"t\.json makes id {top}, but its vocabulary ends at"):
+        tokenizer.encode_batch(["theme"])
 
 
 def test_ids_are_bounded(tmp_path: Path) -> None:

@@ -88,6 +88,20 @@ def test_a_living_holder_is_named_and_a_dead_one_is_followed_at_once(
     other.check()
 
 
+def test_every_rank_hears_that_the_checkpoints_are_another_runs(
+    tmp_path: Path, holder: Callable[..., Holder], run_ranks: Callable[..., list[Any]]
+) -> None:
+    """Runs with folders of their own, and one `checkpoint.path`."""
+    first = holder()
+    first.ask("take", tmp_path, "saves", 0)
+    one, other = run_ranks("one", tmp_path, 2)
+    words = f"UserError: checkpoint.path: {tmp_path}: process {first.process.pid} of user"
+    assert one == other and one.startswith(words)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lease"]
+    first.kill()
+    assert run_ranks("one", tmp_path, 2) == ["", ""]
+
+
 def test_a_released_lease_is_free(tmp_path: Path, holder: Callable[..., Holder]) -> None:
     first = holder()
     first.ask("take", tmp_path, "run", 0)
