@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from .. import Registry
 from .grid import Shape
-from .layers.base import Dims, LayerConfig, choice, inherited
+from .layers.base import Dims, LayerConfig, choice, filled
 from .layers.blocks import BLOCKS
 from .layers.blocks.base import Kinds
 from .layers.ffns import FFNS
@@ -64,6 +65,13 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     moe: MoEConfig = MoEConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_layers(cls, written: Any) -> Any:
+        if not isinstance(written, dict) or not isinstance(written.get("layers"), list | tuple):
+            return written
+        return {**written, "layers": [_filled(entry, written) for entry in written["layers"]]}
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.hidden_size % 8:
@@ -72,14 +80,13 @@ class ModelConfig(Section):
                 "rows in bf16)"
             )
         if self.layers:
-            self._complete()
+            self._set_depth()
         else:
             for entry in self.pattern:
-                self._filled(_kinds(entry))
+                _named(entry, self)
         return self
 
-    def _complete(self) -> None:
-        """Write into `layers` what its entries left out, and its depth into `num_layers`."""
+    def _set_depth(self) -> None:
         depth = sum(entry.repeat for entry in self.layers)
         if "num_layers" in self.model_fields_set and self.num_layers != depth:
             raise ValueError(
@@ -87,34 +94,47 @@ class ModelConfig(Section):
             )
         # The model is frozen for all who get it; it is not theirs yet.
         self.__dict__["num_layers"] = depth
-        self.__dict__["layers"] = tuple(
-            LayerSection(repeat=entry.repeat, **vars(self._filled(entry))) for entry in self.layers
-        )
-
-    def _filled(self, entry: "LayerSection | Kinds") -> Kinds:
-        return Kinds(*(_inherit(part, self) for part in (entry.block, entry.mixer, entry.ffn)))
 
 
-def _kinds(entry: str) -> Kinds:
-    """The layer that an entry of `pattern` names, with options of its own defaults."""
+PARTS = {"block": BLOCKS, "mixer": MIXERS, "ffn": FFNS}
+"""A layer's parts and where their kinds are found."""
+
+
+def _filled(entry: Any, model: Any) -> Any:
+    """An entry of `layers` as written, its parts with what they leave out taken from `model`, as
+    written too: from its section with the kind's name first."""
+    if not isinstance(entry, dict):
+        return entry
+    parts = {name: _part(entry[name], PARTS[name], model) for name in PARTS.keys() & entry.keys()}
+    return {**entry, **parts}
+
+
+def _part(part: Any, registry: Registry, model: Any) -> Any:
+    kind = part.get("kind") if isinstance(part, dict) else part
+    sources: list[tuple[Any, type[Section]]] = [(model, ModelConfig)]
+    field = ModelConfig.model_fields.get(kind) if isinstance(kind, str) else None
+    if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        own = model.get(kind) if isinstance(model, dict) else getattr(model, kind)
+        sources.insert(0, (own, field.annotation))
+    return filled(part, registry, *sources)
+
+
+def _named(entry: str, model: ModelConfig) -> Kinds:
+    """The layer that an entry of `pattern` names."""
     mixer, _, ffn = entry.partition("/")
     if mixer not in MIXERS or ffn not in FFNS:
         raise ValueError(
             f"pattern {entry!r} does not fit; write `mixer/ffn` with mixer one of "
             f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
         )
-    return Kinds(BLOCKS["pre_norm"].Config(), MIXERS[mixer].Config(), FFNS[ffn].Config())
-
-
-def _inherit(part: LayerConfig, model: ModelConfig) -> LayerConfig:
-    """`part` with the model's values; a section of the model with the kind's name comes first."""
-    own: Any = getattr(model, part.kind, None)
-    sources = [s for s in (own, model) if isinstance(s, Section)]
+    parts = {"block": "pre_norm", "mixer": mixer, "ffn": ffn}
     try:
-        found: LayerConfig = inherited(part, *sources)
+        section = LayerSection.model_validate(
+            {name: _part(part, PARTS[name], model) for name, part in parts.items()}
+        )
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    return found
+    return Kinds(section.block, section.mixer, section.ffn)
 
 
 @lru_cache(maxsize=256)
@@ -122,7 +142,7 @@ def layer_kinds(config: ModelConfig) -> tuple[Kinds, ...]:
     """The options of every layer, from the first to the last."""
     if config.layers:
         return tuple(chain.from_iterable(_repeated(config)))
-    entries = [config._filled(_kinds(entry)) for entry in config.pattern]
+    entries = [_named(entry, config) for entry in config.pattern]
     return tuple(entries[i % len(entries)] for i in range(config.num_layers))
 
 

@@ -165,13 +165,23 @@ def choice(registry: Registry) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def inherited(config: LayerConfig, *sources: Section) -> Any:
-    """`config` with what it left out taken from fields of the same name, of the first source that
-    has them; validated again. Raises ValidationError."""
-    values = {name: getattr(config, name) for name in config.model_fields_set}
-    for name in type(config).model_fields.keys() - values.keys() - {"kind"}:
-        for source in sources:
-            if name in type(source).model_fields:
-                values[name] = getattr(source, name)
+def filled(part: Any, registry: Registry, *sources: tuple[Any, type[Section]]) -> Any:
+    """A layer's part as written, with the options that it leaves out taken from the first source
+    that has a field of that name: (its values as written or validated, its section). Before
+    validation, since options are checked together. What names no kind is left as it is."""
+    if isinstance(part, str):
+        part = {"kind": part}
+    if not isinstance(part, dict) or part.get("kind") not in registry:
+        return part
+    values = dict(part)
+    for name in registry[part["kind"]].Config.model_fields.keys() - part.keys():
+        for written, section in sources:
+            if name in section.model_fields:
+                values[name] = _value(written, section, name)
                 break
-    return type(config).model_validate({**values, "kind": config.kind})
+    return values
+
+
+def _value(written: Any, section: type[Section], name: str) -> Any:
+    known = dict(written) if isinstance(written, dict | Section) else {}
+    return known.get(name, section.model_fields[name].get_default(call_default_factory=True))

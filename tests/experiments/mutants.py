@@ -113,13 +113,19 @@ def _left_out(node: ast.AST) -> bool:
         return kernel or "Protocol" in bases or node.name in ("__repr__", "__str__")
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
-        return "is_cuda" in test or test in ("TYPE_CHECKING", "__name__ == '__main__'")
+        return _on_gpu(node.test) or test in ("TYPE_CHECKING", "__name__ == '__main__'")
     if isinstance(node, ast.Assign):
         return ast.unparse(node.targets[0]) == "__all__"
     if isinstance(node, ast.Expr):
         text = ast.unparse(node.value)
         return isinstance(node.value, ast.Constant) or text.startswith(LOGGING)
     return False
+
+
+def _on_gpu(test: ast.AST) -> bool:
+    """Whether no machine without a GPU takes this branch."""
+    text = ast.unparse(test)
+    return "is_cuda" in text or "== 'cuda'" in text
 
 
 def _own(node: ast.AST) -> Iterator[Found]:
@@ -149,7 +155,7 @@ def _logic(node: ast.AST) -> Iterator[Found]:
         yield node, "and/or", "(" + word.join(f"({ast.unparse(v)})" for v in node.values) + ")"
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield node, "negation", f"({ast.unparse(node.operand)})"
-    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+    elif isinstance(node, ast.If | ast.While | ast.IfExp) and not _on_gpu(node.test):
         yield node.test, "negation", f"(not ({ast.unparse(node.test)}))"
     elif isinstance(node, ast.comprehension):
         for test in node.ifs:

@@ -1,7 +1,7 @@
 """The mixture-of-experts feed-forward layer: dropless, expert parallel."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import SerializeAsAny, model_validator
@@ -11,7 +11,7 @@ from ....kernels.grouped_mlp import grouped_mlp, moe_mlp
 from ...grid import Grid
 from ...section import NonNegative, Positive
 from ...spec import Specs, under
-from ..base import Carry, Dims, Flow, Layer, LayerConfig, Output, choice, declare, inherited
+from ..base import Carry, Dims, Flow, Layer, LayerConfig, Output, choice, declare, filled
 from ..costs import Costs, ExpertLayer
 from ..dispatch import Path, combine, dispatch, plan
 from ..routers import ROUTERS
@@ -33,6 +33,13 @@ class MoEConfig(LayerConfig, Balancing):
     router: Annotated[SerializeAsAny[LayerConfig], choice(ROUTERS)] | None = None
     """Another router than `top_k` with the scores and balance above, as `{kind: ..., ...}`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_router(cls, written: Any) -> Any:
+        if not isinstance(written, dict) or written.get("router") is None:
+            return written
+        return {**written, "router": filled(written["router"], ROUTERS, (written, cls))}
+
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
         if self.top_k > self.num_experts:
@@ -44,10 +51,6 @@ class MoEConfig(LayerConfig, Balancing):
                 f"expert_size is {self.expert_size}: grouped GEMM needs a multiple of 8 (16-byte "
                 "rows in bf16)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_router(self) -> "MoEConfig":
         number = self.routing.num_experts
         if number != self.num_experts:
             raise ValueError(
@@ -58,8 +61,12 @@ class MoEConfig(LayerConfig, Balancing):
 
     @property
     def routing(self) -> RouterConfig:
-        """The router's options, with those that it leaves out taken from here."""
-        return inherited(self.router or ROUTERS["top_k"].Config(), self)
+        """The router's options; without one those of `top_k`, taken from here."""
+        router: Any = self.router
+        if router is None:
+            values = filled("top_k", ROUTERS, (self, type(self)))
+            router = ROUTERS["top_k"].Config.model_validate(values)
+        return router
 
 
 class Experts(nn.Module):

@@ -184,3 +184,13 @@ def test_a_module_and_its_docstrings_are_held_out_together() -> None:
     assert any("Reformat the single paragraph" in document.text for document in prose)
     assert {document.group for document in prose} == {code[0].group}
     assert code[0].group
+
+
+def test_a_docstring_of_eighty_characters_is_prose(tmp_path: Path) -> None:
+    lengths = (79, 80, 81)
+    functions = [f'def f{n}():\n    "{chr(64 + n - 78) * n}"\n' for n in lengths]
+    file = tmp_path / "made.py"
+    file.write_text("\n".join(functions))
+    prose = python_sources()["prose"]
+    prose.files, prose.stamps = [file], [(file.stat().st_size, 0)]
+    assert [len(document.text) for document in prose] == [80, 81]

@@ -320,3 +320,30 @@ def test_layers_of_a_pattern_and_written_out_are_the_same() -> None:
     assert layer_kinds(short) == layer_kinds(long) and long.num_layers == 4
     assert ModelConfig.model_validate(long.model_dump()) == long
     assert layer_kinds(long)[0].mixer.model_dump()["head_dim"] == 32
+
+
+def test_a_config_written_down_reads_back_the_same() -> None:
+    """What an option inherits is written out; it is still the model's to change before that."""
+    router = {"kind": "top_k", "z_weight": 0.5}
+    fields = {
+        "num_heads": 6,
+        "head_dim": 8,
+        "moe": {**MOE, "score": "sigmoid", "router": router},
+        "layers": [
+            {"mixer": {"kind": "attention", "num_kv_heads": 3}, "ffn": "moe"},
+            {"mixer": "attention", "ffn": {"kind": "moe", "num_experts": 8, "router": "top_k"}},
+        ],
+    }
+    config = ModelConfig.model_validate(fields)
+    again = ModelConfig.model_validate(config.model_dump(mode="json"))
+    assert layer_kinds(again) == layer_kinds(config)
+    first, second = (kinds.ffn.model_dump() for kinds in layer_kinds(config))
+    assert (first["num_experts"], first["router"]["num_experts"]) == (4, 4)
+    assert (second["num_experts"], second["router"]["num_experts"]) == (8, 8)
+    assert (first["router"]["z_weight"], first["router"]["score"]) == (0.5, "sigmoid")
+    assert second["router"]["z_weight"] == second["z_weight"] == 1e-3
+    short = {"moe": {"num_experts": 4, "router": router}, "num_layers": 1}
+    config = ModelConfig.model_validate(short)
+    again = ModelConfig.model_validate(config.model_dump(mode="json"))
+    (kinds,) = layer_kinds(again)
+    assert kinds.ffn.model_dump()["router"]["num_experts"] == 4

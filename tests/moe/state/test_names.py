@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,8 @@ from moelstrom.moe.state.source import TensorInfo
 class Memory:
     """Canonical tensors, put together from shards."""
 
-    folder, step, meta = Path(), 0, {}
+    folder, step = Path(), 0
+    meta: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self.tensors: dict[str, TensorInfo] = {}

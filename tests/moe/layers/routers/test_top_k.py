@@ -167,9 +167,9 @@ def test_no_sum_of_scores_underflows(router: Make, score: str, logit: float) -> 
     x[..., 0] = 1
     routing = route(gate, x)
     torch.testing.assert_close(routing.weights.sum(-1), torch.ones(2))
-    assert routing.aux.item() == pytest.approx(routing.aux.item()) and routing.aux > 0
+    assert routing.aux > 0
     share = torch.tensor([1.0, torch.e, 1.0, 1.0]) / (3 + torch.e)
     expected = 4 * (routing.loads / 4 * share).sum()
     torch.testing.assert_close(routing.aux, expected, rtol=1e-5, atol=0)
     routing.aux.backward()
-    assert torch.isfinite(gate.weight.grad).all()
+    assert gate.weight.grad is not None and torch.isfinite(gate.weight.grad).all()
