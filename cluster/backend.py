@@ -87,7 +87,8 @@ class Seat(Protocol):
         """A TCP port that is free on its node now."""
 
     def start(self, start: Start) -> "Future[int]":
-        """Start the worker; its process id. OSError: no such folder there, or no process."""
+        """Start the worker; its process id. OSError: no such folder there, or no process;
+        UserError: a mistake of the user's that shows on the node."""
 
     def next_events(self, attempt: int, seen: int, timeout_s: float) -> "Future[Poll]":
         """What `attempt` sent after its first `seen` events, at once or within `timeout_s`."""

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticKnownError
 
 from .kinds import CLUSTERS
+from .secrets import in_clear
 
 
 class ClusterConfig(BaseModel):
@@ -51,7 +52,8 @@ class ClusterConfig(BaseModel):
     preempt_grace_s: Annotated[float, Field(ge=0)] = 60.0
     """After SIGTERM the workers have this long to save and exit before they are killed."""
     env: dict[str, str] = {}
-    """Extra environment of every worker."""
+    """Extra environment of every worker. `env:NAME` and `file:PATH` stand for a variable and a file
+    of the worker's node: the way for secrets."""
 
     @field_validator("launcher")
     @classmethod
@@ -60,6 +62,16 @@ class ClusterConfig(BaseModel):
             *names, last = [repr(kind) for kind in (*CLUSTERS, "none")]
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
         return name
+
+    @model_validator(mode="after")
+    def _secrets_are_references(self) -> "ClusterConfig":
+        names = in_clear(self.env)
+        if names:
+            raise ValueError(
+                f"env holds {names[0]} in clear, and configs and checkpoints would keep it; write "
+                f"`{names[0]}: env:NAME` or `file:PATH`, which are read where the worker starts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _losses_need_freedom(self) -> "ClusterConfig":

@@ -1,5 +1,6 @@
 """One attempt at running all ranks: started on given seats, polled, told to go, killed."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from .. import UserError
 from .backend import Backend, Poll, Seat, SeatLost, SeatSilent, Start
 from .config import ClusterConfig
+from .environment import passed_on
 from .events import Spawned, wire
 from .faults import Fault, seat_fault
 from .spec import Event, OnEvent, WorkerSpec
@@ -178,10 +180,12 @@ class WorkerGroup:
         return Start(
             command=self._spec.command,
             env={
+                **passed_on(os.environ),
                 **self._config.env,
                 **rendezvous,
                 **self._rank_env(member),
                 "MOELSTROM_RESTART": str(self._restart),
+                "MOELSTROM_GENERATION": str(self._restart + 1),
             },
             cwd=str(Path.cwd()),
             log_path=None if log_path is None else str(log_path),

@@ -26,27 +26,29 @@ class Holder:
         self._more = asyncio.Event()
         self._process: WorkerProcess | None = None
         self._attempt = -1
-        self._renewed = time.monotonic()
+        self.counted = self._answered = time.monotonic()
+        """When the lease began, and the last call for it: see `lease`."""
         self._lease: asyncio.Task[None] | None = None
 
     async def free_port(self) -> int:
         """A TCP port that is free on this node now."""
-        with socket.create_server(("", 0)) as server:
+        with socket.create_server((self.address, 0)) as server:
             port: int = server.getsockname()[1]
         return port
 
     async def hold(self, lease_s: float) -> None:
         """From now on end the worker and this process when nobody calls `renew` for `lease_s`: a
         node that is cut off must not go on writing into a run that has moved on."""
-        self._renewed = time.monotonic()
+        self.counted = self._answered = time.monotonic()
         self._lease = asyncio.create_task(self._end_when_forgotten(lease_s))
 
     async def renew(self) -> None:
-        """Say that the supervisor still counts on this seat."""
-        self._renewed = time.monotonic()
+        """Say that the supervisor still counts on this seat, and heard its last answer."""
+        self.counted, self._answered = self._answered, time.monotonic()
 
     async def start(self, start: Start) -> int:
-        """Start the worker and return its process id. Raises OSError (cwd missing, no process)."""
+        """Start the worker and return its process id. Raises OSError (cwd missing, no process)
+        and UserError (a reference of `cluster.env` to nothing)."""
         loop = asyncio.get_running_loop()
         self._events.clear()
         self._dropped, self._attempt = 0, start.attempt
@@ -91,7 +93,7 @@ class Holder:
         return await asyncio.to_thread(self._process.kill)
 
     async def _end_when_forgotten(self, lease_s: float) -> None:
-        while time.monotonic() - self._renewed < lease_s:
+        while time.monotonic() - self.counted < lease_s:
             await asyncio.sleep(lease_s / 20)
         await self.kill()
         os._exit(1)  # Gives the seat's room back, which nobody else could.

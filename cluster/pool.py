@@ -33,6 +33,8 @@ class Pool:
         self._gpus = gpus_per_worker(backend.nodes(), config)
         self._coming: Reservation | None = None
         self._looked = 0.0
+        self._clear_at = 0.0
+        """Until then a worker may still run on a node that is cut off (monotonic clock)."""
         self._leases = Leases(config.heartbeat_timeout_s, backend.here)
 
     @property
@@ -52,21 +54,31 @@ class Pool:
         UserError when there is no room, SeatLost when a seat dies meanwhile.
         """
         self._drop_coming()
-        if self.seats and self.size >= size:
-            return
-        self.release()
-        if size == 0:
-            check_fits(self.backend.nodes(), self._sizes[-1], self._config)
-        self._place(0.0 if size == 0 else self._config.rejoin_wait_s)
+        if not self.seats or self.size < size:
+            self.release()
+            if size == 0:
+                check_fits(self.backend.nodes(), self._sizes[-1], self._config)
+            self._place(0.0 if size == 0 else self._config.rejoin_wait_s)
+        # Two groups must never write into one run.
+        time.sleep(max(0.0, self._clear_at - time.monotonic()))
 
     def lose(self, lost: Sequence[Seat]) -> None:
         """Take seats out that are gone or do not answer."""
-        self._leases.drop(lost)
+        if lost:
+            self._clear_at = max(self._clear_at, self._leases_end(lost))
         for seat in lost:
             self.backend.end(seat)
             self.seats.remove(seat)
         if self._config.strategy.startswith("STRICT") and lost:
             self.release()
+
+    def _leases_end(self, lost: Sequence[Seat]) -> float:
+        """When no worker of these seats is left. On a node that answers, ending the seat does."""
+        nodes = self.backend.nodes()
+        silent = self.backend.silent(nodes)
+        answering = {node.id for node in nodes if node.id not in silent}
+        self._leases.drop(seat for seat in lost if seat.site.node in answering)
+        return self._leases.drop(lost)
 
     def extend(self) -> None:
         """Go on with getting the missing places and the spares, without waiting."""

@@ -1,4 +1,4 @@
-"""SIGTERM of the supervisor's process: pre-emption while workers run, else the end."""
+"""SIGTERM and Ctrl-C of the supervisor's process: pre-emption while workers run, else the end."""
 
 import signal
 import sys
@@ -18,29 +18,32 @@ class Sigterm:
         self.patient = False
         """Whether somebody looks at `asked`; else the first one ends the process, too."""
         self.over = False
+        self._last = signal.SIGTERM
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """The signal's handler."""
         first, self.asked = not self.asked, True
+        self._last = signal.Signals(number)
         if not (first and self.patient):
             self.end()
 
     def end(self) -> NoReturn:
-        """Leave the `with` block; the process then exits with 143."""
+        """Leave the `with` block; the process then exits with 143, or Ctrl-C goes on."""
         # Ray's waits pass KeyboardInterrupt on, but turn any SystemExit into SystemExit(1).
-        self.over = True
+        self.over = self._last == signal.SIGTERM
         raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_taken() -> Iterator[Sigterm]:
-    """Take SIGTERM; SystemExit(143) once it has ended the block. Other threads than the main one
-    get no signals."""
+    """Take SIGTERM and SIGINT; SystemExit(143) once the former has ended the block. Other threads
+    than the main one get no signals."""
     taken = Sigterm()
     if threading.current_thread() is not threading.main_thread():
         yield taken
         return
-    previous = signal.signal(signal.SIGTERM, taken.take)
+    numbers = signal.SIGTERM, signal.SIGINT
+    previous = [signal.signal(number, taken.take) for number in numbers]
     try:
         yield taken
     except KeyboardInterrupt:
@@ -48,4 +51,5 @@ def sigterm_taken() -> Iterator[Sigterm]:
             sys.exit(128 + signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

@@ -20,10 +20,10 @@ class WorkerSpec:
     """An opaque program, started once per rank.
 
     The worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK and NODE_RANK,
-    MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS and MOELSTROM_RESTART (0 at first) in its
-    environment. Where the cluster can see to that, as Ray does, each worker sees its own GPU only:
-    the device to use is `LOCAL_RANK % device_count`. On SIGTERM it saves, emits `preempted` and
-    exits 0.
+    MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS, MOELSTROM_RESTART (0 at first) and
+    MOELSTROM_GENERATION (the group's number, which only grows) in its environment. Where the
+    cluster can see to that, as Ray does, each worker sees its own GPU only: the device to use is
+    `LOCAL_RANK % device_count`. On SIGTERM it saves, emits `preempted` and exits 0.
     """
 
     command: tuple[str, ...]

@@ -1,18 +1,18 @@
-"""Everything that a report's measurements say, as JSON values for `Report.analysis`."""
+"""Everything that a report's measurements say, as JSON values for `BenchReport.analysis`."""
 
 from dataclasses import asdict
 from typing import Any
 
 from .fit import Fit, fit_report
 from .laws import name_laws
-from .schema import Report
+from .schema import BenchReport
 from .suspects import find
 
 POOR = 0.5
 """A line that misses a size by more than this share gets a note."""
 
 
-def analyse(report: Report) -> dict[str, Any]:
+def analyse(report: BenchReport) -> dict[str, Any]:
     """Fits, laws and suspects of a report of collectives, finished or not."""
     fits = fit_report(report)
     return {

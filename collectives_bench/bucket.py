@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from .. import UserError
+from .files import read_bytes
 from .fit import SATURATED, Fit, fit_report
-from .schema import Report
+from .schema import BenchReport
 from .sizes import label
 
 MIB = 2**20
@@ -35,7 +36,7 @@ class Choice:
     share: float
 
 
-def choose(report: Report, share: float = SATURATED) -> Choice:
+def choose(report: BenchReport, share: float = SATURATED) -> Choice:
     """The smallest measured size that reaches `share` of the top bandwidth, in whole MiB.
 
     Taken from the largest group's fp32 reduce-scatter, out of place as the engines call it (else
@@ -69,10 +70,10 @@ def write(path: Path, mib: int) -> None:
     """
     try:
         # As bytes: Python's text files would change the ends of the lines.
-        text = path.read_bytes().decode()
+        text = read_bytes(path, str(path), "give a training config").decode()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         before = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({problem}); give a training config") from None
     if not isinstance(root, yaml.MappingNode) or not root.value:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .. import UserError
-from .schema import Collective, Hardware, Report
+from . import THRESHOLD
+from .schema import BenchReport, Collective, Hardware
 from .sizes import label
 
-THRESHOLD = 0.10
 Status = Literal["same", "faster", "slower", "wrong", "new", "missing"]
 FAILING = ("slower", "wrong", "missing")
 
@@ -41,7 +41,7 @@ class Comparison:
     exit_code: int
 
 
-def compare(old: Report, new: Report, threshold: float = THRESHOLD) -> Comparison:
+def compare(old: BenchReport, new: BenchReport, threshold: float = THRESHOLD) -> Comparison:
     """Compare `new` with the baseline `old`; anything slower, wrong or missing fails.
 
     Rows that fail come first, the slowest foremost. UserError where the reports share nothing.
@@ -69,7 +69,7 @@ def compare(old: Report, new: Report, threshold: float = THRESHOLD) -> Compariso
 Measured = Collective | Hardware
 
 
-def _measured(report: Report) -> Mapping[Hashable, Measured]:
+def _measured(report: BenchReport) -> Mapping[Hashable, Measured]:
     found: dict[Hashable, Measured] = {}
     for c in report.collectives:
         where = (c.group, *c.ranks, c.at_once)
@@ -132,7 +132,7 @@ def _ranks(ranks: list[int]) -> str:
     return ",".join(map(str, ranks))
 
 
-def _notes(old: Report, new: Report) -> list[str]:
+def _notes(old: BenchReport, new: BenchReport) -> list[str]:
     """What makes the runs hard to compare."""
     pairs = {
         "backend": (old.backend, new.backend),

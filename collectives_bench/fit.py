@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .schema import Collective, Report
+from .schema import BenchReport, Collective
 
 SIZES = 3
 """Fewest different sizes that a fit of two parameters needs to leave a residual."""
@@ -76,7 +76,7 @@ class Fit:
 Key = tuple[str, str, bool, str, int, int, int, str | None]
 
 
-def fit_report(report: Report) -> list[Fit]:
+def fit_report(report: BenchReport) -> list[Fit]:
     """Fit every operation, dtype, placement, kind of group and load that has enough sizes."""
     runs: dict[Key, list[Collective]] = defaultdict(list)
     hosts = host_of(report)
@@ -88,7 +88,7 @@ def fit_report(report: Report) -> list[Fit]:
     return [f for f in fits if f is not None]
 
 
-def host_of(report: Report) -> dict[int, str]:
+def host_of(report: BenchReport) -> dict[int, str]:
     """The host's name of every rank."""
     return {rank: host.name for host in report.hosts for rank in host.ranks}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .fit import Fit, fit_report
-from .schema import Report
+from .schema import BenchReport
 
 BANDWIDTH: Mapping[str, Callable[[float], float]] = {
     "xgmi": lambda n: n - 1,
@@ -75,7 +75,7 @@ def fit_laws(
     return sorted(fits, key=lambda law: law.residual_worst)
 
 
-def name_laws(report: Report, fits: list[Fit] | None = None) -> list[NamedLaw]:
+def name_laws(report: BenchReport, fits: list[Fit] | None = None) -> list[NamedLaw]:
     """The law of every operation that was measured within a host, alone, at two counts or more."""
     found: dict[tuple[str, str, bool], dict[int, list[float]]] = defaultdict(dict)
     for f in fit_report(report) if fits is None else fits:

@@ -4,17 +4,22 @@ Router loads come as popularities of experts, which lie on the ranks in blocks a
 expert-parallel group; every rank's tokens follow the same popularities.
 """
 
-import json
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import UserError
+from .files import parse_json, read_bytes
 
 EXPERTS = 8
 """Experts on a rank for `zipf:S` (our choice)."""
+MOST = 1e18
+"""Of one number in a file: their sums stay exact enough, and finite."""
+_LOADS = TypeAdapter(list[list[Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]]])
 
 
 def check_load(text: str) -> None:
@@ -91,10 +96,11 @@ def _scaled(text: str, table: np.ndarray | None, n: int) -> np.ndarray:
 def _read_log(path: Path) -> np.ndarray:
     """The experts' loads of the least even layer at the last logged step: the one that a step
     waits for longest."""
-    path = path / "metrics.jsonl" if path.is_dir() else path
+    # Unlike `Path.is_dir`, this one has no error for a name that is too long.
+    path = path / "metrics.jsonl" if os.path.isdir(path) else path  # noqa: PTH112
     layers = None
-    for line in _text(path, "log").splitlines():
-        layers = _layers(line) or layers
+    for number, line in enumerate(_text(path, "log").splitlines(), 1):
+        layers = _layers(line, f"loads: log:{path}: line {number}") or layers
     if layers is None:
         raise UserError(
             f"loads: log:{path}: no record of kind 'router'; give the metrics.jsonl of a training "
@@ -104,16 +110,25 @@ def _read_log(path: Path) -> np.ndarray:
     return max(loads, key=lambda load: load.max() / load.mean())
 
 
-def _layers(line: str) -> list[list[float]] | None:
+def _layers(line: str, where: str) -> list[list[float]] | None:
     """A router record's loads, without layers that got no token."""
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
     except ValueError:
         # A kill may have cut a line short.
         return None
     if not isinstance(record, dict) or record.get("kind") != "router":
         return None
-    return [layer for layer in record["expert_load"] if sum(layer) > 0] or None
+    try:
+        layers = _LOADS.validate_python(record.get("expert_load"), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = "".join(f"[{part}]" for part in first["loc"])
+        raise UserError(
+            f"{where}: expert_load{at}: {first['msg']}; give each layer's tokens by expert, as a "
+            "training run's metrics.jsonl does"
+        ) from None
+    return [layer for layer in layers if sum(layer) > 0] or None
 
 
 def _read_matrix(path: Path) -> np.ndarray:
@@ -125,13 +140,13 @@ def _read_matrix(path: Path) -> np.ndarray:
         raise UserError(f"{where}: {error}; give a row of numbers for each sender") from None
     if table.ndim != 2 or table.shape[0] != table.shape[1]:
         raise UserError(f"{where}: is not square; give as many numbers in a row as there are rows")
-    if not (np.isfinite(table).all() and (table >= 0).all()):
-        raise UserError(f"{where}: has negative or infinite numbers; give bytes, or relative ones")
+    if not ((table >= 0) & (table <= MOST)).all():
+        raise UserError(
+            f"{where}: has negative, infinite or huge numbers; give bytes, or relative ones up to "
+            f"{MOST:g}"
+        )
     return table
 
 
 def _text(path: Path, kind: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"loads: {kind}:{path}: {error.strerror}; give a file") from None
+    return read_bytes(path, f"loads: {kind}:{path}", "give a file").decode(errors="replace")

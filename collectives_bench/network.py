@@ -22,6 +22,10 @@ PLACES = {"host": "within a host", "rail": "between hosts", "hosts": "between ho
 Laws = Mapping[str, Callable[[float], float]]
 
 
+class MissingFitError(UserError):
+    """The report lacks a measurement that the question needs; the message names it."""
+
+
 @dataclass(frozen=True)
 class Group:
     """`size` ranks, `local` of them on each host, while `at_once` such groups run together."""
@@ -41,8 +45,8 @@ class Network:
         """Time of `op` over `size` bytes (nccl-tests' size; per rank in an all-to-all).
 
         A group that spans hosts reduces within each, then between them on one rail each, then
-        gathers, where rails were measured; else the fit over whole hosts is scaled. UserError
-        names the measurement that is missing.
+        gathers, where rails were measured; else the fit over whole hosts is scaled.
+        MissingFitError names the measurement that is missing.
         """
         if group.size == 1 or size <= 0:
             return 0.0
@@ -112,7 +116,7 @@ class Network:
     def _nearest(self, op: str, group: Group) -> Fit:
         found = self._candidates(op, group)
         if not found:
-            raise UserError(
+            raise MissingFitError(
                 f"report: no fit of {op} {PLACES[_kind(group)]}; measure it there, over three "
                 "sizes or more"
             )

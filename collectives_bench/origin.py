@@ -15,7 +15,8 @@ import torch.distributed as dist
 from pydantic import BaseModel
 
 from .. import __version__
-from .schema import Host, Report
+from .caches import cache_bytes
+from .schema import BenchReport, Host
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -42,16 +43,26 @@ def gather(value: Any) -> list[Any] | None:
     return found
 
 
+def most(value: int) -> int:
+    """The largest of all ranks' values, on every rank. Collective."""
+    if rank_and_world()[1] == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.int64)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, group=side_group())
+    return int(shared)
+
+
 def describe(
     kind: Literal["collectives", "hardware"], config: BaseModel, device: torch.device
-) -> Report | None:
+) -> BenchReport | None:
     """A report with no measurement yet, on rank 0; None elsewhere. Collective."""
     # Containers may share one host's name: launchers number the nodes (torchrun, our Ray workers).
     node = os.environ.get("GROUP_RANK", "0")
-    found = gather((socket.gethostname(), node, device_name(device), device_bytes(device)))
+    sizes = device_bytes(device), cache_bytes(device)
+    found = gather((socket.gethostname(), node, device_name(device), *sizes))
     if found is None:
         return None
-    return Report(
+    return BenchReport(
         kind=kind,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv),
@@ -89,17 +100,17 @@ def _backend(device: torch.device) -> str:
     return "rccl" if torch.version.hip else "nccl"
 
 
-def _hosts(found: list[tuple[str, str, str, int]], shared: bool) -> list[Host]:
+def _hosts(found: list[tuple[str, str, str, int, int]], shared: bool) -> list[Host]:
     nodes = list(dict.fromkeys(place[:2] for place in found))
     names = Counter(name for name, _ in nodes)
     hosts = []
     for name, node in nodes:
         ranks = [rank for rank, place in enumerate(found) if place[:2] == (name, node)]
         label = name if names[name] == 1 else f"{name}/{node}"
-        *_, device, memory = found[ranks[0]]
+        *_, device, memory, last = found[ranks[0]]
         # A CPU's memory is the host's, which its ranks share.
         each = memory // len(ranks) if shared else memory
-        hosts.append(Host(label, ranks, device, len(ranks), each))
+        hosts.append(Host(label, ranks, device, len(ranks), each, last))
     return hosts
 
 

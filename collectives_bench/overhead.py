@@ -17,7 +17,7 @@ import torch.distributed as dist
 from . import clock
 from .meet import Meeting
 from .operators import OPERATORS
-from .operators.base import Member
+from .operators.base import GroupRank
 
 SIZES = (2**20, 2**22, 2**24)
 ROUNDS = 101
@@ -96,7 +96,7 @@ def _cases(
     for size in sizes:
         for name, loop in LOOPS.items():
             op = OPERATORS[name]
-            member = Member(ranks, meeting.rank, None, device, torch.float32, op.forms[0])
+            member = GroupRank(ranks, meeting.rank, None, device, torch.float32, op.forms[0])
             bound = op.build(member, op.count(size, meeting.world, 4))
             bound.clear()
             yield name, size, bound.call, loop(*bound.buffers)

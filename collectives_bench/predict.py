@@ -12,7 +12,7 @@ switches of a large one.
 from dataclasses import dataclass
 
 from .. import UserError
-from .network import Group, Network
+from .network import Group, MissingFitError, Network
 
 FP32 = 4
 INT64 = 8
@@ -74,6 +74,20 @@ class Prediction:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True)
+class KnownParts:
+    """A prediction as far as the fits go: a part is None where one is missing (`missing`)."""
+
+    parts: dict[str, float | None]
+    missing: tuple[str, ...]
+
+    @property
+    def total_s(self) -> float | None:
+        """All parts, one after the other; None where one is missing."""
+        found = [seconds for seconds in self.parts.values() if seconds is not None]
+        return sum(found) if len(found) == len(self.parts) else None
+
+
 def calls(step: StepVolume, layout: RankLayout) -> list[Call]:
     """The collectives of a step. UserError where the layout does not fit the nodes."""
     dp, ep, edp = _groups(layout)
@@ -120,8 +134,27 @@ def _reductions(step: StepVolume, parameters: int, group: Group) -> list[Call]:
 
 
 def predict(network: Network, step: StepVolume, layout: RankLayout) -> Prediction:
-    """Time the step's collectives, one after the other."""
-    parts = {"gradients": 0.0, "weights": 0.0, "tokens": 0.0}
+    """Time the step's collectives, one after the other.
+
+    UserError where the layout does not fit the nodes; MissingFitError where a fit is missing.
+    """
+    found = known_parts(network, step, layout)
+    if found.missing:
+        raise MissingFitError(found.missing[0])
+    return Prediction({part: seconds or 0.0 for part, seconds in found.parts.items()})
+
+
+def known_parts(network: Network, step: StepVolume, layout: RankLayout) -> KnownParts:
+    """The same as far as the network's fits go. UserError where the layout does not fit."""
+    parts: dict[str, float | None] = {"gradients": 0.0, "weights": 0.0, "tokens": 0.0}
+    missing: list[str] = []
     for call in calls(step, layout):
-        parts[call.part] += call.times * network.seconds(call.op, call.bytes, call.group)
-    return Prediction(parts)
+        so_far = parts[call.part]
+        try:
+            seconds = call.times * network.seconds(call.op, call.bytes, call.group)
+            parts[call.part] = None if so_far is None else so_far + seconds
+        except MissingFitError as error:
+            # A sum without one of its terms would look like an answer.
+            parts[call.part] = None
+            missing.append(str(error))
+    return KnownParts(parts, tuple(dict.fromkeys(missing)))

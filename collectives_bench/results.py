@@ -9,6 +9,9 @@ from .operators import OPERATORS
 from .plan import Point
 from .schema import Collective, RankTimes
 
+TICK_S = 1e-9
+"""The least time of a call; rates stay finite."""
+
 
 class Found(NamedTuple):
     """A rank's seconds of each iteration, and its wrong elements (None: not checked)."""
@@ -19,7 +22,8 @@ class Found(NamedTuple):
 
 def collective(point: Point, size: int, found: Mapping[int, Found]) -> Collective:
     """What the ranks of one communicator found over `size` bytes."""
-    times = np.array([rank.seconds for rank in found.values()])
+    # A device's clock ticks in half microseconds: a call may take none of them.
+    times = np.maximum([rank.seconds for rank in found.values()], TICK_S)
     slowest = times.max(axis=0)
     mean = float(times.mean())
     n, rate = len(found), size / mean

@@ -8,24 +8,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import UserError
+from .files import parse_json, read_bytes
 
 SCHEMA = "moelstrom.bench/1"
+
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
+Amount = Annotated[int, Field(ge=0, le=2**62)]
+Rank = Annotated[int, Field(ge=0, le=2**24)]
+Number = Annotated[int, Field(ge=1, le=2**31)]
+Ranks = Annotated[list[Rank], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class RankTimes:
     """One rank's times over the iterations."""
 
-    rank: int
-    mean_s: float
-    p50_s: float
-    p95_s: float
-    max_s: float
+    rank: Rank
+    mean_s: Seconds
+    p50_s: Seconds
+    p95_s: Seconds
+    max_s: Seconds
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,19 @@ class Collective:
     dtype: str
     in_place: bool
     group: str
-    ranks: list[int]
-    at_once: int
+    ranks: Ranks
+    at_once: Number
     load: str | None
-    bytes: int
-    count: int
-    iterations: int
-    mean_s: float
-    p50_s: float
-    p95_s: float
-    max_s: float
-    algbw: float
-    busbw: float
-    wrong: int | None
+    bytes: Amount
+    count: Amount
+    iterations: Number
+    mean_s: Seconds
+    p50_s: Seconds
+    p95_s: Seconds
+    max_s: Seconds
+    algbw: Rate
+    busbw: Rate
+    wrong: Amount | None
     per_rank: list[RankTimes]
 
 
@@ -69,13 +77,13 @@ class Hardware:
     bench: str
     kind: str
     dtype: str
-    shape: dict[str, int]
-    rank: int
-    iterations: int
-    p50_s: float
-    p95_s: float
-    max_s: float
-    rate: float
+    shape: dict[str, Amount]
+    rank: Rank
+    iterations: Number
+    p50_s: Seconds
+    p95_s: Seconds
+    max_s: Seconds
+    rate: Rate
     unit: Literal["B/s", "FLOP/s"]
 
 
@@ -84,31 +92,32 @@ class Skip:
     """What was not measured, and why (out of memory, not offered by the backend...)."""
 
     what: str
-    bytes: int
+    bytes: Amount
     reason: str
 
 
 @dataclass(frozen=True)
 class Host:
-    """A node: its name, the ranks on it, its device and how many it has; bytes of memory of each
-    device (0: not known)."""
+    """A node: its name, the ranks on it, its device and how many it has; bytes of memory and of the
+    last-level cache of each device (0: not known)."""
 
     name: str
-    ranks: list[int]
+    ranks: Ranks
     device: str
-    devices: int
-    memory: int = 0
+    devices: Amount
+    memory: Amount = 0
+    cache: Amount = 0
 
 
 @dataclass
-class Report:
+class BenchReport:
     """A whole run. `ended` is "complete", or says which rank failed, how, and at what."""
 
     kind: Literal["collectives", "hardware"]
     started: str
     command: str
     backend: str
-    world_size: int
+    world_size: Amount
     hosts: list[Host]
     versions: dict[str, str]
     config: dict[str, Any]
@@ -126,17 +135,14 @@ class Report:
         partial.replace(path)
 
 
-_ADAPTER = TypeAdapter(Report)
+_ADAPTER = TypeAdapter(BenchReport)
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> BenchReport:
     """Read a report; a UserError says what is wrong with the file."""
+    data = read_bytes(path, str(path), "give a report that `moelstrom bench` wrote")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give a report that `moelstrom bench` wrote"
-        ) from None
+        found = parse_json(data)
     except ValueError as error:
         raise UserError(f"{path}: no JSON ({error}); measure again, or restore the file") from None
     if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from .fit import MAD_TO_SIGMA, host_of
 from .operators import OPERATORS
-from .schema import Collective, Report
+from .schema import BenchReport, Collective
 from .sizes import label
 
 FACTOR = 1.25
@@ -48,7 +48,7 @@ class Suspect:
     text: str
 
 
-def find(report: Report, factor: float = FACTOR) -> list[Suspect]:
+def find(report: BenchReport, factor: float = FACTOR) -> list[Suspect]:
     """Slow ranks and links of a report, each named once, the slowest first."""
     hosts = host_of(report)
     found = _from_pairs(report, hosts, factor) + late_ranks(report.collectives, hosts)
@@ -72,7 +72,7 @@ def pair_rounds(ranks: Sequence[int]) -> list[list[list[int]]]:
     return rounds
 
 
-def _from_pairs(report: Report, hosts: Mapping[int, str], factor: float) -> list[Suspect]:
+def _from_pairs(report: BenchReport, hosts: Mapping[int, str], factor: float) -> list[Suspect]:
     found: list[Suspect] = []
     for measure, runs in _bands(report.collectives).items():
         noise = statistics.median(_noise(c) for c in runs)

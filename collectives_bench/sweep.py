@@ -18,7 +18,7 @@ from .config import CollectivesConfig
 from .groups import Ranks
 from .hardware.run import free_bytes
 from .meet import Meeting
-from .operators.base import DTYPES, BoundOp, Member
+from .operators.base import DTYPES, BoundOp, GroupRank
 from .plan import Point, SweepPlan
 from .results import Found, collective
 from .schema import Skip
@@ -97,7 +97,7 @@ class Sweep:
         n = len(ranks)
         matrix = self._plan.matrix(point, n)
         dtype = DTYPES[point.dtype]
-        member = Member(
+        member = GroupRank(
             ranks, ranks.index(self._rank), group, self._device, dtype, point.in_place, matrix
         )
         try:

@@ -12,12 +12,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def use_triton(x: torch.Tensor) -> bool:
-    """Whether the Triton form serves `x`."""
+    """Whether the Triton form serves `x`, of any shape and dtype."""
     return x.is_cuda or INTERPRETED
 
 
 def target_of(x: torch.Tensor) -> Target:
-    """The target of the GPU that holds `x`; for tensors of the interpreter, a middling one."""
+    """The target of the GPU that holds `x` (any shape); for tensors of the interpreter, a middling
+    one."""
     return find("sm90") if INTERPRETED else _target(x.get_device())
 
 

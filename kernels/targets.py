@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .. import UserError
+from .devices import device as find_device
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -132,6 +133,13 @@ _NVIDIA: dict[str, Any] = {
     "xcds": 1,
 }
 
+
+def _rates(product: str) -> dict[str, Any]:
+    sheet = find_device(product)
+    assert sheet is not None
+    return {"peak_flops": sheet.bf16_flops, "memory_rate": sheet.memory_rate}
+
+
 TARGETS: Mapping[str, Target] = {
     t.name: t
     for t in (
@@ -143,8 +151,7 @@ TARGETS: Mapping[str, Target] = {
             compute_units=110,
             xcds=1,
             fp8=(),
-            peak_flops=191.5e12,
-            memory_rate=1.6e12,
+            **_rates("MI250X"),
             cache_rate=7.0e12,
             **_CDNA,
         ),
@@ -156,8 +163,7 @@ TARGETS: Mapping[str, Target] = {
             compute_units=304,
             xcds=8,
             fp8=("fp8e4b8", "fp8e5b16"),
-            peak_flops=1307.4e12,
-            memory_rate=5.3e12,
+            **_rates("MI300X"),
             cache_rate=34.4e12,
             **_CDNA,
         ),
@@ -169,8 +175,7 @@ TARGETS: Mapping[str, Target] = {
             compute_units=256,
             xcds=8,
             fp8=("fp8e4nv", "fp8e5"),
-            peak_flops=2516.6e12,
-            memory_rate=8.0e12,
+            **_rates("MI355X"),
             cache_rate=39.3e12,
             **_CDNA,
         ),
@@ -184,8 +189,7 @@ TARGETS: Mapping[str, Target] = {
             tensor_descriptors=False,
             operands_in_registers=True,
             tensor_columns=0,
-            peak_flops=312e12,
-            memory_rate=2.039e12,
+            **_rates("A100"),
             cache_rate=7.2e12,
             **_NVIDIA,
         ),
@@ -199,8 +203,7 @@ TARGETS: Mapping[str, Target] = {
             tensor_descriptors=True,
             operands_in_registers=False,
             tensor_columns=0,
-            peak_flops=989.4e12,
-            memory_rate=3.35e12,
+            **_rates("H100"),
             cache_rate=9.4e12,
             **_NVIDIA,
         ),
@@ -214,8 +217,7 @@ TARGETS: Mapping[str, Target] = {
             tensor_descriptors=True,
             operands_in_registers=False,
             tensor_columns=512,
-            peak_flops=2250e12,
-            memory_rate=8.0e12,
+            **_rates("B200"),
             cache_rate=19.6e12,
             **_NVIDIA,
         ),

@@ -12,6 +12,7 @@ from .. import UserError, __version__
 from ..cluster.spec import USER_ERROR_EXIT
 from .lazy import Entry, LazyGroup
 
+INTERRUPTED_EXIT = 130
 CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
 
 
@@ -51,17 +52,29 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line: 2 and one message for a user's mistake, never a traceback."""
+    """Run the command line, which shows no traceback: 2 and one message for a user's mistake, 1 and
+    a file with the trace for a fault of ours."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path may hold bytes that no encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        # What the user wrote may command the terminal.
-        text = CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(error))
-        print(f"error: {text}", file=sys.stderr)
+        _say(str(error))
         sys.exit(USER_ERROR_EXIT)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT)
+    except Exception as error:
+        from .faults import in_one_line
+
+        _say(in_one_line(error))
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    # What the user wrote may command the terminal.
+    plain = CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    print(f"error: {plain}", file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,10 +21,12 @@ from ..moe.config import (
     Positive,
     ScheduleConfig,
     Section,
+    layer_kinds,
 )
+from ..moe.engines import ENGINES, trainers
 from ..moe.engines.options import EngineOptions
 from ..moe.layers.ffns import FFNS
-from ..moe.layers.mixers import MIXERS
+from ..moe.optim.schedule import decay_steps
 from .config_errors import explain, join, load_yaml, plain, set_value, short
 from .data.config import DataConfig, microbatches
 
@@ -162,16 +164,6 @@ def _unusable(values: dict[str, Any], prefix: str = "") -> list[str]:
     return problems
 
 
-def _check_pattern(config: RunConfig) -> None:
-    for entry in config.model.pattern:
-        mixer, _, ffn = entry.partition("/")
-        if mixer not in MIXERS or ffn not in FFNS:
-            raise UserError(
-                f"model.pattern: {entry!r} does not fit; write `mixer/ffn` with mixer one of "
-                f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
-            )
-
-
 def _check_environment(config: RunConfig) -> None:
     for name in config.cluster.env:
         if not name or "=" in name:
@@ -195,13 +187,15 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_experts(config: RunConfig) -> None:
-    experts, ep = config.model.moe.num_experts, config.layout.ep
-    if experts % ep:
-        raise UserError(
-            f"layout.ep: {ep} does not divide model.moe.num_experts {experts}, and every rank "
-            "holds the same number of experts; set layout.ep to "
-            f"{_choices(math.gcd(experts, config.layout.dp))}, or another num_experts"
-        )
+    ep = config.layout.ep
+    for kinds in layer_kinds(config.model):
+        experts = FFNS[kinds.ffn.kind].expert_count(kinds.ffn)
+        if experts % ep:
+            raise UserError(
+                f"layout.ep: {ep} does not divide model.moe.num_experts {experts}, and every rank "
+                "holds the same number of experts; set layout.ep to "
+                f"{_choices(math.gcd(experts, config.layout.dp))}, or another num_experts"
+            )
 
 
 def _choices(number: int) -> str:
@@ -216,19 +210,31 @@ def _check_schedule(config: RunConfig) -> None:
             f"schedule.warmup_steps: {config.schedule.warmup_steps} is not below steps "
             f"{config.steps}; lower it, or raise steps"
         )
+    if config.schedule.name == "wsd":
+        _check_wsd(config.schedule, config.steps)
+
+
+def _check_wsd(schedule: ScheduleConfig, steps: int) -> None:
+    """The rate would fall from the warm-up's peak into the middle of the decay."""
+    decay = decay_steps(schedule, steps)
+    free = steps - schedule.warmup_steps
+    if decay > free:
+        raise UserError(
+            f"schedule.warmup_steps: {schedule.warmup_steps} steps of warm-up overlap the last "
+            f"{decay} of {steps}, which decay; set it to at most {steps - decay}, or "
+            f"schedule.decay_fraction to at most {math.floor(1000 * free / steps) / 1000}"
+        )
 
 
 def _check_engine(config: RunConfig) -> None:
-    if config.engine.name == "native" and config.layout.zero > 1:
+    name = config.engine.name
+    if name not in trainers():
         raise UserError(
-            f"layout.zero: the native engine shards the optimizer only, not stage "
-            f"{config.layout.zero}; set layout.zero: 1 or engine.name: deepspeed"
+            f"engine.name: {name!r} trains nothing here; give {' or '.join(map(repr, trainers()))}"
         )
-    if config.engine.name == "deepspeed":
-        # Imported here: checking a native run needs nothing of DeepSpeed.
-        from ..moe.engines.deepspeed.engine import check
-
-        check(config.layout, config.engine, config.optimizer)
+    layout = config.layout
+    for problem in ENGINES[name].problems(layout, layout.zero, config.optimizer, config.engine):
+        raise UserError(f"layout.{problem}")
 
 
 def _check_elastic(config: RunConfig) -> None:
@@ -241,7 +247,6 @@ def _check_elastic(config: RunConfig) -> None:
 
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
-    _check_pattern,
     _check_environment,
     _check_batch,
     _check_experts,

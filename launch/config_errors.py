@@ -176,7 +176,7 @@ def _nearest(where: list[str], root: type[BaseModel]) -> str:
     elsewhere = [path for path in _paths(root) if path.split(".")[-1] == where[-1]]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    return f"drop it, or choose from {', '.join(known)}"
+    return f"drop it, or choose from {', '.join(known)}" if known else "drop it"
 
 
 def _section(where: list[str], root: Any) -> Any:

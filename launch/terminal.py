@@ -1,9 +1,11 @@
 """What the commands share on a terminal: where tables and progress go, and files refused before
 the work."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -45,6 +47,15 @@ def check_writable(option: str, path: Path | None) -> None:
         path.open("a").close()
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; give a file to write") from None
+
+
+def write_json(value: Any, printed: bool, path: Path | None) -> None:
+    """What `--json` prints and `--out PATH` writes: the same text."""
+    text = json.dumps(value, indent=1)
+    if path:
+        path.write_text(text + "\n", encoding="utf-8")
+    if printed:
+        print(text)
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 
@@ -16,6 +16,8 @@ from .. import UserError
 from ..cluster.events import EventWriter
 from ..cluster.spec import ROLLBACK_EXIT, USER_ERROR_EXIT
 from ..moe.checkpoint.commit import CheckpointError
+from ..moe.checkpoint.lease import PATIENCE_S
+from ..moe.checkpoint.owner import RUN_VARIABLE
 from .chaos.control import VARIABLE
 from .config import RESOLVED, RunConfig, dump, load
 from .train.elastic import layout_for
@@ -27,6 +29,7 @@ from .train.process_group import process_group
 from .train.progress import Display
 from .train.records import to_json
 from .train.rollback import RollBackError
+from .train.sole import sole
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = load(options.config, options.set)
-        with _listener(config, events) as listener:
+        with _alone(config), _listener(config, events) as listener:
             run(config, [listener], events)
     except UserError as error:
         return _failed(events, error, USER_ERROR_EXIT)
@@ -55,6 +58,12 @@ def _failed(events: EventWriter, error: Exception, code: int) -> int:
     events.emit("error", message=str(error))
     print(f"error: {error}", file=sys.stderr, flush=True)
     return code
+
+
+def _alone(config: RunConfig) -> AbstractContextManager[None]:
+    """Hold the run's folder as `moelstrom train` does, where no such command has started this."""
+    first = os.environ.get("RANK", "0") == "0" and RUN_VARIABLE not in os.environ
+    return sole(config.folder, PATIENCE_S) if first else nullcontext()
 
 
 @contextmanager
@@ -82,6 +91,7 @@ def run(config: RunConfig, listeners: list[Listener], events: EventWriter) -> bo
     with Preemption() as preemption, process_group(device, orderly=(RollBackError,)):
         training = Training(placed, device, listeners, events, preemption, _faults_on_purpose())
         if training.channel.log:
+            training.channel.log.check()
             _publish(config)
         return training.run()
 

@@ -3,38 +3,32 @@
 import hashlib
 
 import torch
-from torch import nn
 
 from .config import ModelConfig
-from .grid import Groups
-from .model import Model
-from .state.names import logical_tensors
+from .grid import Grid
+from .model import Model, model_specs
+from .state.names import Local
 
 
-def build_model(config: ModelConfig, groups: Groups, seed: int, recompute: bool = False) -> Model:
+@torch.no_grad()
+def build_model(config: ModelConfig, grid: Grid, seed: int, recompute: bool = False) -> Model:
     """Build this rank's part of the model on CPU in fp32.
 
     Each logical tensor draws from a generator of its own, seeded by `seed` and its canonical
     name: rank count and expert placement change no value.
     """
-    model = Model(config, groups, recompute)
-    for name, parameter in model.named_parameters():
-        _initialise(name, parameter, config, seed)
+    model = Model(config, grid, recompute)
+    for local, parameter in model.parameters_here():
+        _initialise(local, parameter.view(-1), seed)
+    specs = model_specs(config)
+    for name, buffer in model.named_buffers():
+        specs[name].init(buffer.view(-1), _generator(seed, name))
     return model
 
 
-@torch.no_grad()
-def _initialise(name: str, parameter: nn.Parameter, config: ModelConfig, seed: int) -> None:
-    if name.endswith("norm.weight") or name.endswith(("q_norm", "k_norm")):
-        parameter.fill_(1.0)
-        return
-    std = config.init_std
-    if name.endswith((".o", ".down")):
-        # Residual outputs shrink with depth (GPT-2, section 2.3).
-        std /= (2 * config.num_layers) ** 0.5
-    flat = parameter.view(-1)
-    for t in logical_tensors(name, parameter):
-        flat[t.start : t.start + t.numel].normal_(0, std, generator=_generator(seed, t.name))
+def _initialise(local: Local, flat: torch.Tensor, seed: int) -> None:
+    for t in local.logicals():
+        local.spec.init(flat[t.start : t.start + t.numel], _generator(seed, t.name))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -3,53 +3,43 @@
 `launch.config` nests them into one run. Every section refuses unknown fields.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain, repeat
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from .. import Registry
+from .grid import Shape
+from .layers.base import Dims, LayerConfig, choice, filled
+from .layers.blocks import BLOCKS
+from .layers.blocks.base import Kinds
+from .layers.ffns import FFNS
+from .layers.ffns.moe import MoEConfig
+from .layers.mixers import MIXERS
+from .section import Fraction, NonNegative, Positive, Section
 
 
-class Section(BaseModel):
-    """One concern of a run: unknown fields are errors, values never change after validation."""
+class LayerSection(Section):
+    """`repeat` equal layers, each of a block, a mixer and a feed-forward layer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class MoEConfig(Section):
-    """The mixture of experts of one feed-forward layer."""
-
-    num_experts: Positive = 8
-    top_k: Positive = 2
-    expert_size: Positive = 512
-    """Intermediate width of each routed expert."""
-    shared_expert_size: NonNegative = 0
-    """Intermediate width of the always-active shared expert (0: none)."""
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    """Softmax scores (Switch, OLMoE) or sigmoid scores (DeepSeek-V3)."""
-    normalize_top_k: bool = True
-    """Scale the chosen weights to sum to one for each token."""
-    load_balance_weight: Annotated[float, Field(ge=0)] = 0.01
-    balance_scope: Literal["sequence", "batch"] = "sequence"
-    """Balance each sequence (DeepSeek-V3; the same for every layout), or the micro-batch of all
-    data-parallel ranks."""
-    z_weight: Annotated[float, Field(ge=0)] = 1e-3
-    bias_update_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Step of the loss-free balancing bias (arXiv 2408.15664; 0: off)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "MoEConfig":
-        if self.top_k > self.num_experts:
-            raise ValueError(
-                f"top_k is {self.top_k}, above num_experts {self.num_experts}: lower top_k"
-            )
-        return self
+    repeat: Annotated[int, Field(ge=1, le=2**14)] = 1
+    block: Annotated[SerializeAsAny[LayerConfig], choice(BLOCKS)] = Field(
+        default="pre_norm", validate_default=True
+    )
+    mixer: Annotated[SerializeAsAny[LayerConfig], choice(MIXERS)]
+    ffn: Annotated[SerializeAsAny[LayerConfig], choice(FFNS)]
 
 
 class ModelConfig(Section):
-    """A decoder-only language model."""
+    """A decoder-only language model.
+
+    Its layers are those of `pattern`, repeated over the depth, or of `layers`, with options of
+    their own. What a layer's options leave out is taken from the fields here that have the same
+    name, a mixture of experts' from `moe`.
+    """
 
     vocab_size: NonNegative = 0
     """0 takes the tokenizer's size, padded to a multiple of 64."""
@@ -62,6 +52,9 @@ class ModelConfig(Section):
     """Intermediate width of the dense feed-forward layers."""
     pattern: Annotated[tuple[str, ...], Field(min_length=1)] = ("attention/moe",)
     """`mixer/ffn` of each layer, repeated over the depth."""
+    layers: tuple[LayerSection, ...] = ()
+    """Every layer from the first to the last; not empty, it takes the place of `pattern` and
+    decides `num_layers`."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     rope_fraction: Fraction = 1.0
     qk_norm: Literal[True, False, "whole"] = False
@@ -72,63 +65,114 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     moe: MoEConfig = MoEConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_layers(cls, written: Any) -> Any:
+        if not isinstance(written, dict) or not isinstance(written.get("layers"), list | tuple):
+            return written
+        return {**written, "layers": [_filled(entry, written) for entry in written["layers"]]}
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        if self.num_heads % self.num_kv_heads:
+        if self.hidden_size % 8:
             raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
-                f"{self.num_kv_heads}: every KV head serves the same number of query heads"
+                f"hidden_size is {self.hidden_size}: grouped GEMM needs a multiple of 8 (16-byte "
+                "rows in bf16)"
             )
-        if int(self.head_dim * self.rope_fraction) % 2:
-            raise ValueError(
-                f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} is an odd width: "
-                "RoPE rotates pairs"
-            )
-        for name, width in (
-            ("hidden_size", self.hidden_size),
-            ("expert_size", self.moe.expert_size),
-        ):
-            if width % 8:
-                raise ValueError(
-                    f"{name} is {width}: grouped GEMM needs a multiple of 8 (16-byte rows in bf16)"
-                )
+        if self.layers:
+            self._set_depth()
+        else:
+            for entry in self.pattern:
+                _named(entry, self)
         return self
 
+    def _set_depth(self) -> None:
+        depth = sum(entry.repeat for entry in self.layers)
+        if "num_layers" in self.model_fields_set and self.num_layers != depth:
+            raise ValueError(
+                f"num_layers is {self.num_layers}, but layers are {depth}: drop num_layers"
+            )
+        # The model is frozen for all who get it; it is not theirs yet.
+        self.__dict__["num_layers"] = depth
 
-class LayoutConfig(Section):
-    """How the ranks share the work. World size is dp * tp * pp * cp; ep divides dp."""
 
-    dp: Positive = 1
-    ep: Positive = 1
-    tp: Positive = 1
-    pp: Positive = 1
-    cp: Positive = 1
+PARTS = {"block": BLOCKS, "mixer": MIXERS, "ffn": FFNS}
+"""A layer's parts and where their kinds are found."""
+
+
+def _filled(entry: Any, model: Any) -> Any:
+    """An entry of `layers` as written, its parts with what they leave out taken from `model`, as
+    written too: from its section with the kind's name first."""
+    if not isinstance(entry, dict):
+        return entry
+    parts = {name: _part(entry[name], PARTS[name], model) for name in PARTS.keys() & entry.keys()}
+    return {**entry, **parts}
+
+
+def _part(part: Any, registry: Registry, model: Any) -> Any:
+    kind = part.get("kind") if isinstance(part, dict) else part
+    sources: list[tuple[Any, type[Section]]] = [(model, ModelConfig)]
+    field = ModelConfig.model_fields.get(kind) if isinstance(kind, str) else None
+    if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        own = model.get(kind) if isinstance(model, dict) else getattr(model, kind)
+        sources.insert(0, (own, field.annotation))
+    return filled(part, registry, *sources)
+
+
+def _named(entry: str, model: ModelConfig) -> Kinds:
+    """The layer that an entry of `pattern` names."""
+    mixer, _, ffn = entry.partition("/")
+    if mixer not in MIXERS or ffn not in FFNS:
+        raise ValueError(
+            f"pattern {entry!r} does not fit; write `mixer/ffn` with mixer one of "
+            f"{', '.join(MIXERS)} and ffn one of {', '.join(FFNS)}"
+        )
+    parts = {"block": "pre_norm", "mixer": mixer, "ffn": ffn}
+    try:
+        section = LayerSection.model_validate(
+            {name: _part(part, PARTS[name], model) for name, part in parts.items()}
+        )
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    return Kinds(section.block, section.mixer, section.ffn)
+
+
+@lru_cache(maxsize=256)
+def layer_kinds(config: ModelConfig) -> tuple[Kinds, ...]:
+    """The options of every layer, from the first to the last."""
+    if config.layers:
+        return tuple(chain.from_iterable(_repeated(config)))
+    entries = [_named(entry, config) for entry in config.pattern]
+    return tuple(entries[i % len(entries)] for i in range(config.num_layers))
+
+
+@lru_cache(maxsize=256)
+def stack(config: ModelConfig) -> tuple[tuple[Kinds, Dims], ...]:
+    """Every layer's options, and what it may know of the model: its depth where it asks for it,
+    so that all other equal layers are equal here too."""
+    dims = Dims(config.hidden_size, config.num_layers, config.norm_eps, config.init_std)
+    return tuple(
+        (kinds, replace(dims, index=i) if BLOCKS[kinds.block.kind].by_depth(kinds) else dims)
+        for i, kinds in enumerate(layer_kinds(config))
+    )
+
+
+def _repeated(config: ModelConfig) -> Iterator[Iterator[Kinds]]:
+    for entry in config.layers:
+        yield repeat(Kinds(entry.block, entry.mixer, entry.ffn), entry.repeat)
+
+
+class LayoutConfig(Shape):
+    """How the ranks share the work. World size is dp * tp * pp * cp; ep divides dp * cp."""
+
     zero: Annotated[int, Field(ge=0, le=3)] = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> "LayoutConfig":
-        if self.dp % self.ep:
-            raise ValueError(
-                f"ep is {self.ep}, which does not divide dp {self.dp}: expert parallelism splits "
-                "the data-parallel ranks, so set dp to a multiple of ep"
-            )
-        for name in ("tp", "pp", "cp"):
-            if getattr(self, name) != 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: no engine runs it yet, set {name}: 1"
-                )
-        return self
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.dp * self.tp * self.pp * self.cp
 
 
 class EngineConfig(Section):
     """What runs a training step."""
 
-    name: Literal["native", "deepspeed"] = "native"
+    name: str = "native"
+    """One of `moe/engines`, or another package's."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations; master weights and optimizer state are always fp32."""
     compile: bool = False

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from moelstrom.collectives_bench.schema import Collective, Hardware, Host, RankTimes, Report, Skip
+from moelstrom.collectives_bench.schema import (
+    BenchReport,
+    Collective,
+    Hardware,
+    Host,
+    RankTimes,
+    Skip,
+)
 
 ALPHA_S, BETA = 20e-6, 2e9
 FACTORS = {"all_reduce": 1.5, "all_to_all_v": 0.75, "send_recv": 1.0}
@@ -23,7 +30,7 @@ def collective(op: str, size: int, **changes: Any) -> Collective:
     return Collective(**{**values, "ranks": ranks, "per_rank": per_rank, **changes})
 
 
-def collectives() -> Report:
+def collectives() -> BenchReport:
     """Four ranks on two hosts: two operations, two groups at once, pairs with one slow link."""
     report = _report("collectives", backend="gloo")
     for size in SIZES:
@@ -43,7 +50,7 @@ def collectives() -> Report:
     return report
 
 
-def hardware() -> Report:
+def hardware() -> BenchReport:
     """Two ranks, every bench, rank 1 a tenth slower."""
     report = _report("hardware", backend="none")
     for rank, share in ((0, 1.0), (1, 0.9)):
@@ -63,8 +70,8 @@ def hardware() -> Report:
     return report
 
 
-def _report(kind: Any, backend: str) -> Report:
-    return Report(
+def _report(kind: Any, backend: str) -> BenchReport:
+    return BenchReport(
         kind=kind,
         started="2026-11-25T10:00:00+00:00",
         command=f"moelstrom bench {kind}",

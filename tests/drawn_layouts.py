@@ -6,11 +6,9 @@ import torch
 from hypothesis import strategies as st
 
 from moelstrom.moe.checkpoint.layouts.layout import Target
-from moelstrom.moe.checkpoint.layouts.parameters import skeleton
+from moelstrom.moe.checkpoint.layouts.parameters import Skeleton
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
-from moelstrom.moe.engines.native.optimizer import STATE
-from moelstrom.moe.optim.rules import rule
-from moelstrom.moe.state.names import logical_tensors
+from moelstrom.moe.optim.rules import STATE, rule
 from moelstrom.moe.state.source import TensorInfo
 
 PATTERNS = ("attention/moe",), ("attention/dense",), ("attention/dense", "attention/moe")
@@ -70,11 +68,11 @@ def _stages(engine: str, optimizer: str, ep: int, pp: int) -> tuple[int, ...]:
 
 def tensors_of(model: ModelConfig, optimizer: OptimizerConfig) -> dict[str, TensorInfo]:
     """What a checkpoint of the model holds, with the random state of three ranks."""
-    whole = skeleton(model)
-    shapes = {f"model/{name}": tuple(b.shape) for name, b in whole.named_buffers()}
-    for name, p in whole.named_parameters():
-        update = rule(name, p, optimizer)
-        for t in logical_tensors(name, p):
+    whole = Skeleton(model)
+    shapes = {f"model/{name}": spec.shape for name, spec in whole.buffers}
+    for p in whole.parameters:
+        update = rule(p.spec, optimizer)
+        for t in p.logicals():
             for prefix in ("model", *(f"{update}/{key}" for key in STATE[update])):
                 shapes[f"{prefix}/{t.name}"] = t.shape
     found = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}

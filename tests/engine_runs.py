@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from moelstrom.moe.batch import IGNORE, Batch
-from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.reader import Reader, latest
 from moelstrom.moe.checkpoint.saver import Saver
 from moelstrom.moe.config import (
@@ -23,7 +22,7 @@ from moelstrom.moe.config import (
 )
 from moelstrom.moe.engines import EngineOptions, make_engine
 from moelstrom.moe.engines.base import Engine
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 
 VOCAB, LENGTH, SEQUENCES = 40, 16, 8
 MODEL = ModelConfig(
@@ -98,11 +97,10 @@ def microbatches(step: int, rows: int | None = None) -> list[Batch]:
 def start(case: Case) -> Engine:
     """A freshly built engine; collective."""
     options = case.options
-    groups = Groups(options.layout)
-    engine = make_engine(options, groups)
+    engine = make_engine(options, Grid(options.layout))
     engine.setup(torch.device("cpu"))
     model = MODEL.model_copy(update={"tie_embeddings": case.tied})
-    engine.build(build_model(model, groups, seed=1, recompute=case.recompute))
+    engine.build(model, seed=1)
     return engine
 
 

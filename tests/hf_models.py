@@ -12,9 +12,9 @@ from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.reader import Reader
 from moelstrom.moe.checkpoint.saver import Saver
 from moelstrom.moe.config import CheckpointConfig, LayoutConfig, ModelConfig, MoEConfig
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 from moelstrom.moe.model import Model
-from moelstrom.moe.state.names import buffer_shards, fill, fill_buffers, logical_tensors, to_shards
+from moelstrom.moe.state.names import buffer_shards, fill, fill_buffers, to_shards
 from moelstrom.moe.state.shard import Shard
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -63,7 +63,7 @@ def save(config: ModelConfig, path: Path, bias: float = 0.0) -> torch.Tensor:
     """A checkpoint of step 5 of a new model in `path`, its first expert with a balancing bias;
     its logits of TOKENS."""
     with alone():
-        model = build_model(config, Groups(LayoutConfig()), seed=3)
+        model = build_model(config, Grid(LayoutConfig()), seed=3)
         jolt(model)
         for buffer in model.buffers():
             buffer[0] = bias
@@ -83,10 +83,10 @@ def alone() -> Iterator[None]:
 
 def _save(model: Model, path: Path) -> None:
     shards = buffer_shards(model)
-    for name, p in model.named_parameters():
+    for local, p in model.parameters_here():
         flat = p.detach().reshape(-1)
-        shards += to_shards("model", logical_tensors(name, p), 0, flat)
-        shards += [Shard(f"adamw/exp_avg/{name}", (flat.numel(),), 0, torch.zeros_like(flat))]
+        shards += to_shards("model", local.logicals(), 0, flat)
+        shards += [Shard(f"adamw/exp_avg/{local.name}", (flat.numel(),), 0, torch.zeros_like(flat))]
     saver = Saver(CheckpointConfig(path=str(path)), 0, 1)
     run = {"data": {"seq_len": 24, "tokenizer": "byte"}}
     saver.save(
@@ -100,9 +100,9 @@ def read_logits(folder: Path) -> torch.Tensor:
     reader = Reader(folder)
     config = ModelConfig.model_validate(reader.meta["model"])
     with alone():
-        model = build_model(config, Groups(LayoutConfig()), seed=4)
-        for name, p in model.named_parameters():
-            fill(reader, "model", logical_tensors(name, p), 0, p.data.view(-1))
+        model = build_model(config, Grid(LayoutConfig()), seed=4)
+        for local, p in model.parameters_here():
+            fill(reader, "model", local.logicals(), 0, p.data.view(-1))
         fill_buffers(reader, model)
         return logits(model)
 
@@ -110,9 +110,5 @@ def read_logits(folder: Path) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: Model) -> torch.Tensor:
     """[B, S, V] of TOKENS, each row one document."""
-    context = model._context(torch.zeros_like(TOKENS, dtype=torch.int32))
-    x = F.embedding(TOKENS, model.embedding)
-    for block in model.layers:
-        x = block(x, context).y
-    head = model.embedding if model.head is None else model.head
-    return F.linear(model.norm(x), head)
+    states, *_ = model.states(TOKENS, torch.zeros_like(TOKENS, dtype=torch.int32))
+    return F.linear(states, model.projection)

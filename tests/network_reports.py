@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from moelstrom.collectives_bench.schema import Collective, Host, RankTimes, Report
+from moelstrom.collectives_bench.schema import BenchReport, Collective, Host, RankTimes
 
 KIB, MIB = 2**10, 2**20
 SIZES = tuple(2**i for i in range(10, 27))
@@ -65,10 +65,10 @@ def sweep(
     return [measurement(op, ranks, size, time(size), group, **changes) for size in SIZES]
 
 
-def report(collectives: Iterable[Collective], hosts: int = 1, world: int = 8) -> Report:
+def report(collectives: Iterable[Collective], hosts: int = 1, world: int = 8) -> BenchReport:
     """A finished run of `world` ranks spread evenly over `hosts`."""
     each = world // hosts
-    return Report(
+    return BenchReport(
         kind="collectives",
         started="2026-11-25T10:00:00+00:00",
         command="moelstrom bench collectives",

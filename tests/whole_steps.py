@@ -12,7 +12,6 @@ import torch.distributed as dist
 from reference_model import IGNORED, Shape, Weights
 
 from moelstrom.moe.batch import Batch
-from moelstrom.moe.build import build_model
 from moelstrom.moe.config import (
     EngineConfig,
     LayoutConfig,
@@ -22,7 +21,7 @@ from moelstrom.moe.config import (
 )
 from moelstrom.moe.engines import EngineOptions, make_engine
 from moelstrom.moe.engines.base import Engine, StepMetrics
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 from moelstrom.moe.state.source import TensorInfo
 
 
@@ -118,10 +117,9 @@ def start(shape: Shape, run: Run, state: Weights, step: int = 0, skipped: int = 
         schedule=ScheduleConfig(**run.schedule),
         steps=run.steps,
     )
-    groups = Groups(layout)
-    engine = make_engine(options, groups)
+    engine = make_engine(options, Grid(layout))
     engine.setup(torch.device("cpu"))
-    engine.build(build_model(model_config(shape), groups, seed=0, recompute=run.recompute))
+    engine.build(model_config(shape), seed=0)
     engine.import_state(Memory(state, step, skipped))
     return engine
 

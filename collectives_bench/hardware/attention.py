@@ -5,25 +5,29 @@ forward (half of the square), 2.5 times that backward. Bytes are q, k, v and the
 their gradients), the least that any kernel moves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .case import DTYPES, Call, Probe
+from ..schema import Hardware
 from .config import HardwareConfig
+from .gemm import NEAR_PEAK
+from .probe import DTYPES, Call, Curve, Probe, ProbeKind, flops, grouped
+from .roofline import ridge
 
 BACKWARD = 2.5
 
 
-def cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
+def probes(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     """One sequence of each length in the first dtype, forward and forward + backward."""
     for kind in ("forward", "forward+backward"):
         for length in config.lengths(device):
-            yield _case(kind, length, config, device)
+            yield _probe(kind, length, config, device)
 
 
-def _case(kind: str, length: int, config: HardwareConfig, device: torch.device) -> Probe:
+def _probe(kind: str, length: int, config: HardwareConfig, device: torch.device) -> Probe:
     dtype, backward = config.gemm_dtypes[0], kind != "forward"
     heads, kv, width = config.heads, config.kv_heads, config.head_dim
     moved = DTYPES[dtype].itemsize * length * width * 2 * (heads + kv) * (3 if backward else 1)
@@ -64,3 +68,33 @@ def _make(length: int, config: HardwareConfig, device: torch.device, backward: b
         return forward
     grad = torch.ones_like(q)
     return lambda: torch.autograd.grad(forward(), (q, k, v), grad)
+
+
+def summarise(rows: list[Hardware], found: Mapping[str, Any]) -> dict[str, Any]:
+    """By direction the `peak`; `saturates`: the shortest sequence at 0.9 of it, from which it is
+    bound by compute; `roofline`: the shortest whose FLOPs per byte pass the ridge, where a perfect
+    kernel would be (None: none does, or no ridge is known)."""
+    bend = ridge(found)
+    return {kind: _curve(group, bend) for kind, group in grouped(rows, "kind").items()}
+
+
+def _curve(rows: list[Hardware], bend: float | None) -> dict[str, Any]:
+    rows = sorted(rows, key=lambda r: r.shape["seq"])
+    peak = max(row.rate for row in rows)
+    dense = (r.shape["seq"] for r in rows if bend and flops(r) >= bend * r.shape["bytes"])
+    return {
+        "peak": peak,
+        "saturates": next(r.shape["seq"] for r in rows if r.rate >= NEAR_PEAK * peak),
+        "roofline": next(dense, None),
+    }
+
+
+_OVER_LENGTH = Curve(
+    "attention", "attention", "power", "sequence length", lambda row: float(row.shape["seq"])
+)
+KIND = ProbeKind(
+    probes,
+    ("seq", "bytes"),
+    summarise,
+    _OVER_LENGTH,
+)

@@ -85,7 +85,7 @@ def _perf_counter(call: Call, calls: int, samples: int) -> list[float]:
 
 
 def _summary(seconds: list[float], calls: int) -> Times:
-    ordered = torch.tensor(seconds, dtype=torch.float64)
+    ordered = torch.tensor(seconds, dtype=torch.float64).clamp_min(1e-12)
     p50, p95 = ordered.quantile(torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
     return Times(float(ordered.mean()), p50, p95, float(ordered.max()), len(seconds), calls)
 

@@ -3,15 +3,19 @@
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..sizes import Bytes
+from . import PROBES
 
 Positive = Annotated[int, Field(ge=1)]
-Bench = Literal["memory", "gemm", "experts", "attention", "copy"]
 Access = Literal["copy", "scale", "triad", "read", "write"]
 Dtype = Literal["bf16", "fp16", "fp32"]
 Gemm = tuple[Positive, Positive, Positive]
+
+MEMORY_SETS = 4
+"""A working set of so many last-level caches shows the memory (our choice; STREAM asks it of each
+array)."""
 
 _SQUARES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _DEPTHS = (1024, 7168)
@@ -30,7 +34,7 @@ class HardwareConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    benches: tuple[Bench, ...] = ("memory", "gemm", "experts", "attention", "copy")
+    benches: tuple[str, ...] = Field(default_factory=lambda: (*PROBES,))
     budget_s: Annotated[float, Field(gt=0, le=60)] = 0.3
     """Seconds of timed calls for each measurement (at least 5 samples, whatever they take)."""
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.6
@@ -39,7 +43,11 @@ class HardwareConfig(BaseModel):
     min_bytes: Bytes = 64 * 1024
     """Of one buffer, for `memory` and `copy`."""
     max_bytes: Bytes | None = None
-    """None: 8 GiB (GPU; host copies 1 GiB), 256 MiB (CPU)."""
+    """None: 8 GiB (GPU; host copies 1 GiB), 256 MiB (CPU), for `memory` more where `least_set` asks
+    it."""
+    least_set: Bytes | None = None
+    """What the largest buffer of `memory` holds at least, unless max_bytes is given; None:
+    MEMORY_SETS times the largest last-level cache of all ranks' devices."""
     factor: Annotated[int, Field(ge=2)] = 4
     """From one buffer size to the next."""
     kinds: tuple[Access, ...] = ("copy", "scale", "triad", "read", "write")
@@ -56,6 +64,14 @@ class HardwareConfig(BaseModel):
     heads: Positive = 8
     kv_heads: Positive = 2
     head_dim: Positive = 128
+
+    @field_validator("benches")
+    @classmethod
+    def _check_benches(cls, benches: tuple[str, ...]) -> tuple[str, ...]:
+        for name in benches:
+            if name not in PROBES:
+                raise ValueError(f"{name!r}: give some of {', '.join(PROBES)}")
+        return benches
 
     @model_validator(mode="after")
     def _check(self) -> "HardwareConfig":
@@ -80,8 +96,9 @@ class HardwareConfig(BaseModel):
         """Buffer sizes in ascending order; `host` for copies between host and device."""
         default = 2**28 if device.type == "cpu" else 2**30 if host else 2**33
         limit = self.max_bytes or max(default, self.min_bytes)
+        least = 0 if self.max_bytes or host else self.least_set or 0
         sizes = [self.min_bytes]
-        while sizes[-1] * self.factor <= limit:
+        while sizes[-1] * self.factor <= limit or sizes[-1] < least:
             sizes.append(sizes[-1] * self.factor)
         return sizes
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from . import attention, gemm, memory
-from .case import Probe
+from . import PROBES
 from .clock import Times, bare, measure
 from .config import HardwareConfig
+from .probe import Probe
 
 ROUNDS = 15
 BUDGET_S = 0.05
@@ -23,11 +23,11 @@ BUDGET_S = 0.05
 def compare(device: torch.device, rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """For a few cases the median of both means in seconds, and the median over rounds of harness
     over bare loop. A round runs both over as many calls on the same operands, in turns of order."""
-    return [_compare(case, device, rounds) for case in _cases(device)]
+    return [_compare(probe, device, rounds) for probe in _probes(device)]
 
 
-def _compare(case: Probe, device: torch.device, rounds: int) -> dict[str, Any]:
-    call = case.make()
+def _compare(probe: Probe, device: torch.device, rounds: int) -> dict[str, Any]:
+    call = probe.make()
     calls = _calls(measure(call, device, BUDGET_S))
     pairs = []
     for index in range(rounds):
@@ -37,7 +37,7 @@ def _compare(case: Probe, device: torch.device, rounds: int) -> dict[str, Any]:
         calls = _calls(times)
         pairs.append((times.mean_s, plain))
     return {
-        "case": case.name,
+        "case": probe.name,
         "harness_s": median(a for a, _ in pairs),
         "bare_s": median(b for _, b in pairs),
         "ratio": median(a / b for a, b in pairs),
@@ -48,7 +48,7 @@ def _calls(times: Times) -> int:
     return times.samples * times.calls
 
 
-def _cases(device: torch.device) -> Iterator[Probe]:
+def _probes(device: torch.device) -> Iterator[Probe]:
     gpu = device.type == "cuda"
     side = 4096 if gpu else 512
     config = HardwareConfig(
@@ -58,8 +58,8 @@ def _cases(device: torch.device) -> Iterator[Probe]:
         gemm_dtypes=("bf16",) if gpu else ("fp32",),
         seq_lens=(4096 if gpu else 512,),
     )
-    benches = memory.cases, gemm.cases, attention.cases
-    yield from chain.from_iterable(cases(config, device) for cases in benches)
+    kinds = (PROBES[name] for name in ("memory", "gemm", "attention"))
+    yield from chain.from_iterable(kind.probes(config, device) for kind in kinds)
 
 
 if __name__ == "__main__":

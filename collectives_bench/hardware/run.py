@@ -2,92 +2,91 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ..origin import describe, gather, rank_and_world
+from ..caches import cache_bytes
+from ..origin import describe, gather, most, rank_and_world
 from ..schema import Hardware, Skip
-from . import attention, copies, gemm, memory
-from .case import Probe
+from . import PROBES
 from .clock import measure
-from .config import HardwareConfig
+from .config import MEMORY_SETS, HardwareConfig
+from .probe import Probe
 
-Cases = Callable[[HardwareConfig, torch.device], Iterator[Probe]]
 Emit = Callable[..., None]
-
-BENCHES: Mapping[str, Cases] = {
-    "memory": memory.cases,
-    "gemm": gemm.cases,
-    "experts": gemm.expert_cases,
-    "attention": attention.cases,
-    "copy": copies.cases,
-}
 
 
 def planned(config: HardwareConfig, device: torch.device) -> int:
-    """How many cases `run` has for each rank."""
-    return sum(1 for _ in _cases(config, device))
+    """How many probes `run` has for each rank."""
+    return sum(1 for _ in _probes(config, device))
 
 
 def run(config: HardwareConfig, device: torch.device, emit: Emit) -> None:
-    """Measure each rank's own device, all ranks at the same case at once.
+    """Measure each rank's own device, all ranks at the same probe at once.
 
     Collective over the default process group, and complete without one. `emit(kind, **fields)`
     gets, on rank 0: `header` (report) first, then a `measurement` or a `skip` (value) for each rank
-    and case; on every rank a `step` (step, total, what) before each case.
+    and probe; on every rank a `step` (step, total, what) before each probe.
     """
     rank, _ = rank_and_world()
+    config = _agreed(config, device)
     header = describe("hardware", config, device)
     if header:
         emit("header", report=asdict(header))
     torch.backends.cuda.matmul.allow_tf32 = False
     total = planned(config, device)
-    for step, case in enumerate(_cases(config, device)):
-        emit("step", step=step, total=total, what=case.name)
-        for result in gather(_result(case, config, device, rank)) or []:
+    for step, probe in enumerate(_probes(config, device)):
+        emit("step", step=step, total=total, what=probe.name)
+        for result in gather(_result(probe, config, device, rank)) or []:
             kind = "skip" if isinstance(result, Skip) else "measurement"
             emit(kind, value=asdict(result))
 
 
-def _cases(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
+def _agreed(config: HardwareConfig, device: torch.device) -> HardwareConfig:
+    # Hosts with caches of several sizes must go through the same probes.
+    least = config.least_set or MEMORY_SETS * most(cache_bytes(device)) or None
+    return config.model_copy(update={"least_set": least})
+
+
+def _probes(config: HardwareConfig, device: torch.device) -> Iterator[Probe]:
     for bench in dict.fromkeys(config.benches):
-        yield from BENCHES[bench](config, device)
+        yield from PROBES[bench].probes(config, device)
 
 
 def _result(
-    case: Probe, config: HardwareConfig, device: torch.device, rank: int
+    probe: Probe, config: HardwareConfig, device: torch.device, rank: int
 ) -> Hardware | Skip:
     room = int(config.memory_fraction * free_bytes(device))
-    if case.bytes > room:
-        return _skip(case, rank, f"needs {case.bytes:,} bytes, and {room:,} may be used")
+    if probe.bytes > room:
+        return _skip(probe, rank, f"needs {probe.bytes:,} bytes, and {room:,} may be used")
     try:
-        times = measure(case.make(), device, config.budget_s)
+        times = measure(probe.make(), device, config.budget_s)
     # What one kernel lacks or breaks must not cost the other figures.
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
-        return _skip(case, rank, f"{type(error).__name__}: {first}")
+        return _skip(probe, rank, f"{type(error).__name__}: {first}")
     finally:
         _free(device)
     return Hardware(
-        bench=case.bench,
-        kind=case.kind,
-        dtype=case.dtype,
-        shape=case.shape,
+        bench=probe.bench,
+        kind=probe.kind,
+        dtype=probe.dtype,
+        shape=probe.shape,
         rank=rank,
         iterations=times.samples * times.calls,
         p50_s=times.p50_s,
         p95_s=times.p95_s,
         max_s=times.max_s,
-        rate=case.work / times.p50_s,
-        unit=case.unit,
+        rate=probe.work / times.p50_s,
+        unit=probe.unit,
     )
 
 
-def _skip(case: Probe, rank: int, reason: str) -> Skip:
-    return Skip(f"{case.name}, rank {rank}", case.bytes, reason)
+def _skip(probe: Probe, rank: int, reason: str) -> Skip:
+    return Skip(f"{probe.name}, rank {rank}", probe.bytes, reason)
 
 
 def _free(device: torch.device) -> None:

@@ -1,100 +1,70 @@
 """What the measurements say: peaks, where they are reached, and which device falls behind."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from ..schema import Hardware
+from ... import UserError
+from ..schema import BenchReport, Hardware
+from ..sizes import label
+from . import PROBES
+from .config import MEMORY_SETS
+from .probe import grouped
+from .roofline import ridge
 
-NEAR_PEAK = 0.9
 SLOW = 0.95
 """A device is slow if the median of its rates, each over the ranks' median, is below this (our
 choice: GPUs of one model differ by 1-3%)."""
 
 
-def summarise(found: Iterable[Hardware]) -> dict[str, Any]:
-    """`ranks`: each device's figures; `slow`: [{rank, share}], slow devices, worst first."""
+def caches(report: BenchReport) -> dict[int, int]:
+    """Bytes of each rank's last cache; without those that the report does not know."""
+    return {rank: host.cache for host in report.hosts for rank in host.ranks if host.cache}
+
+
+def summarise(found: Iterable[Hardware], known: Mapping[int, int] | None = None) -> dict[str, Any]:
+    """`ranks`: each device's figures; `slow`: [{rank, share}], slow devices, worst first; `notes`.
+
+    `known` is `caches`' of the report. UserError where a row lacks a size of its kind.
+    """
     by_rank: dict[int, list[Hardware]] = defaultdict(list)
     for row in found:
+        _check(row)
         by_rank[row.rank].append(row)
-    return {
-        "ranks": [{"rank": rank, **_device(by_rank[rank])} for rank in sorted(by_rank)],
-        "slow": _slow(by_rank),
-    }
+    ranks = [_device(rank, by_rank[rank], (known or {}).get(rank, 0)) for rank in sorted(by_rank)]
+    return {"ranks": ranks, "slow": _slow(by_rank), "notes": _notes(ranks)}
 
 
-def _device(rows: list[Hardware]) -> dict[str, Any]:
-    memory = {kind: _memory(group) for kind, group in _by(rows, "memory", "kind").items()}
-    gemm = {dtype: _gemm(group) for dtype, group in _by(rows, "gemm", "dtype").items()}
-    ridge = _ridge(gemm, memory)
-    kinds = _by(rows, "attention", "kind").items()
-    attention = {kind: _attention(group, ridge) for kind, group in kinds}
-    experts, copies = (_peaks(_by(rows, bench, "kind")) for bench in ("experts", "copy"))
-    return {
-        "memory": memory,
-        "gemm": gemm,
-        "ridge": ridge,
-        "attention": attention,
-        "experts": experts,
-        "copy": copies,
-    }
+def _check(row: Hardware) -> None:
+    wanted = PROBES[row.bench].sizes if row.bench in PROBES else ()
+    missing = [name for name in wanted if not row.shape.get(name)]
+    if missing:
+        raise UserError(
+            f"report: {row.bench} {row.kind}: its shape has no {' and no '.join(missing)}; "
+            "measure again"
+        )
 
 
-def _peaks(groups: dict[str, list[Hardware]]) -> dict[str, float]:
-    return {key: max(row.rate for row in group) for key, group in groups.items()}
+def _device(rank: int, rows: list[Hardware], cache: int) -> dict[str, Any]:
+    benches = grouped(rows, "bench")
+    device: dict[str, Any] = {"rank": rank, "cache": cache}
+    for name in PROBES:
+        mine = benches.get(name)
+        device[name] = PROBES[name].summarise(mine, device) if mine else {}
+    return {**device, "ridge": ridge(device)}
 
 
-def _by(rows: list[Hardware], bench: str, key: str) -> dict[str, list[Hardware]]:
-    groups: dict[str, list[Hardware]] = defaultdict(list)
-    for row in rows:
-        if row.bench == bench:
-            groups[getattr(row, key)].append(row)
-    return groups
-
-
-def _memory(rows: list[Hardware]) -> dict[str, Any]:
-    """`rate` at the largest buffer (memory itself), `best` at `best_bytes` (perhaps a cache)."""
-    largest, best = max(rows, key=lambda r: r.shape["bytes"]), max(rows, key=lambda r: r.rate)
-    return {"rate": largest.rate, "best": best.rate, "best_bytes": best.shape["bytes"]}
-
-
-def _gemm(rows: list[Hardware]) -> dict[str, Any]:
-    """`peak` and its shape; `near_peak`: the product with the fewest FLOPs that reaches 0.9 of it
-    (the paper's figure is about 200 GFLOP)."""
-    best = max(rows, key=lambda r: r.rate)
-    near = min((r for r in rows if r.rate >= NEAR_PEAK * best.rate), key=flops)
-    return {
-        "peak": best.rate,
-        "shape": best.shape,
-        "near_peak": {"flops": flops(near), "shape": near.shape},
-    }
-
-
-def flops(row: Hardware) -> float:
-    """Of one call."""
-    return row.rate * row.p50_s if row.unit == "FLOP/s" else 0.0
-
-
-def _ridge(gemm: dict[str, Any], memory: dict[str, Any]) -> float | None:
-    """FLOPs per byte at which the roofline bends, in the fastest dtype."""
-    if not gemm or not memory:
-        return None
-    return max(g["peak"] for g in gemm.values()) / max(m["rate"] for m in memory.values())
-
-
-def _attention(rows: list[Hardware], ridge: float | None) -> dict[str, Any]:
-    """`saturates`: the shortest sequence at 0.9 of the best rate, from which it is bound by
-    compute; `roofline`: the shortest whose FLOPs per byte pass the ridge, where a perfect kernel
-    would be."""
-    rows = sorted(rows, key=lambda r: r.shape["seq"])
-    peak = max(row.rate for row in rows)
-    dense = (r.shape["seq"] for r in rows if ridge and flops(r) / r.shape["bytes"] >= ridge)
-    return {
-        "peak": peak,
-        "saturates": next(r.shape["seq"] for r in rows if r.rate >= NEAR_PEAK * peak),
-        "roofline": next(dense, None),
-    }
+def _notes(ranks: list[dict[str, Any]]) -> list[str]:
+    """What is missing for the memory's own rate."""
+    small = [r["cache"] for r in ranks if any(m["rate"] is None for m in r["memory"].values())]
+    if not small:
+        return []
+    wanted = label(MEMORY_SETS * max(small))
+    return [
+        f"memory: no working set of {MEMORY_SETS} times the last cache ({label(max(small))}), so "
+        f"the memory's own rate is not known; measure up to max_bytes {wanted}"
+    ]
 
 
 def _slow(by_rank: dict[int, list[Hardware]]) -> list[dict[str, Any]]:

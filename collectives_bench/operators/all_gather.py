@@ -4,14 +4,14 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import BOTH_FORMS, every_other, parts
 
 # Older torch has the same call under another name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """One part of `count` elements in, n out."""
     got = member.empty(count * member.n)
     pieces = got.split(count)

@@ -5,11 +5,11 @@ from functools import partial
 import torch.distributed as dist
 
 from ..codes import SUM
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import IN_PLACE, whole
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """`count` elements summed in place."""
     x = member.empty(count)
     call = partial(dist.all_reduce, x, group=member.group)

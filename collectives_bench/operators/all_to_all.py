@@ -4,11 +4,11 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import every_other, exchange
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """n parts of `count` elements out, as many in."""
     sent, got = (member.empty(count * member.n) for _ in range(2))
     call = partial(dist.all_to_all_single, got, sent, group=member.group)

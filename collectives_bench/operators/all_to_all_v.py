@@ -4,11 +4,11 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import every_other, exchange
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """The elements that `member.counts` has for this rank, out and in."""
     assert member.counts is not None
     out, into = member.counts[member.index].tolist(), member.counts[:, member.index].tolist()

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import one
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """All ranks meet."""
     return BoundOp(partial(dist.barrier, group=member.group))
 

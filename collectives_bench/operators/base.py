@@ -29,7 +29,7 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupRank:
     """A rank in a communicator of global `ranks`, at `index`; None for the default `group`.
 
     `counts` [n, n] are the elements that rank i sends to rank j, for `all_to_all_v` only.
@@ -92,7 +92,7 @@ Hops = Literal["tree", "ring", "flat"]
 class Operator:
     """One collective: all that the sweep, the fits and the predictions know of it."""
 
-    build: Callable[[Member, int], BoundOp]
+    build: Callable[[GroupRank, int], BoundOp]
     """`build(member, count)`: a rank's share of it over `count` elements (of one part where
     `parted`)."""
     factor: Callable[[int], float]

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import IN_PLACE, one, whole
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """`count` elements of the first rank, to all."""
     x = member.empty(count)
     call = partial(dist.broadcast, x, member.ranks[0], group=member.group)

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import BOTH_FORMS, every_other, parts
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """A part of `count` elements of every rank, to the first."""
     if member.index:
         sent = member.empty(count)

@@ -2,11 +2,11 @@
 
 import torch.distributed as dist
 
-from .base import BoundOp, Member, Operator
+from .base import BoundOp, GroupRank, Operator
 from .shapes import one
 
 
-def build(member: Member, count: int) -> BoundOp:
+def build(member: GroupRank, count: int) -> BoundOp:
     """`count` elements to the next rank of the ring, as many from the one before."""
     sent, got = member.empty(count), member.empty(count)
     before = (member.index - 1) % member.n

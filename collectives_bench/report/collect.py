@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..schema import Collective, Hardware, Host, RankTimes, Report, Skip
+from ..schema import BenchReport, Collective, Hardware, Host, RankTimes, Skip
 
 SAVE_INTERVAL_S = 2.0
 
@@ -13,14 +13,14 @@ SAVE_INTERVAL_S = 2.0
 class Collector:
     """Takes a worker's events and keeps `report`, and the JSON at `path`, by them.
 
-    Kinds: "header" (report: a Report's fields without measurements), "measurement" and "skip"
+    Kinds: "header" (report: a BenchReport's fields without measurements), "measurement" and "skip"
     (value: a Collective, Hardware or Skip as a dict), "step" (what: what comes next); others are
     passed over. The file is replaced by a header, then at most every `SAVE_INTERVAL_S`, and by
     `end`; before that an earlier run's stays.
     """
 
     def __init__(
-        self, report: Report, path: Path, clock: Callable[[], float] = time.monotonic
+        self, report: BenchReport, path: Path, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`report` says what is known before the first worker has started."""
         self.report = report
@@ -40,7 +40,7 @@ class Collector:
         if self.began and self._clock() - self._saved >= SAVE_INTERVAL_S:
             self._save()
 
-    def end(self, ended: str) -> Report:
+    def end(self, ended: str) -> BenchReport:
         """Note how the run ended, and save it."""
         self.report.ended = ended
         self._save()

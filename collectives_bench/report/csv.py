@@ -5,14 +5,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..schema import Collective, Hardware, Report
+from ..schema import BenchReport, Collective, Hardware
 
 COLLECTIVE_COLUMNS = [f.name for f in fields(Collective) if f.name != "per_rank"]
 COLLECTIVE_COLUMNS += ["slowest_rank", "slowest_rank_p50_s"]
 HARDWARE_COLUMNS = [f.name for f in fields(Hardware)]
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: BenchReport, path: Path) -> None:
     """Write the report's measurements to `path`: seconds, bytes, bytes or FLOP a second.
 
     Ranks are joined by spaces, a shape is `M=1024 N=1024 K=1024`; nothing stands where a value

@@ -20,7 +20,7 @@ class Cell:
 
 
 @dataclass
-class Grid:
+class TextTable:
     """A titled table. Columns with a number in every row are set to the right."""
 
     title: str

@@ -5,24 +5,12 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from ..schema import Report
-from .grid import Cell, Grid
-from .plots import svgs
+from ..schema import BenchReport
+from .grid import Cell, TextTable
+from .plots import everything, svgs
 from .tables import details, findings
 
 STATIC = Path(__file__).parent / "static"
-TITLES = {
-    "bandwidth": "Bus bandwidth over size (fitted lines dashed)",
-    "time": "Time over size, median to 95th percentile",
-    "ranks": "Ranks against each other, at each operation's largest size",
-    "at-once": "What other groups cost that run at the same time",
-    "links": "Links between pairs of ranks",
-    "memory": "Memory bandwidth",
-    "gemm": "Matrix products",
-    "attention": "Attention",
-    "copy": "Copies between host and device",
-    "devices": "Devices against each other",
-}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -47,14 +35,14 @@ _PAGE = """<!doctype html>
 """
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: BenchReport, path: Path) -> None:
     """Write the page of `report` to `path`, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page(report), encoding="utf-8")
     partial.replace(path)
 
 
-def page(report: Report) -> str:
+def page(report: BenchReport) -> str:
     """The page: how the run ended, where it ran, findings, plots, sortable tables, the JSON."""
     found = [_facts(report), *findings(report)]
     figures = "\n".join(_figure(name, svg) for name, svg in svgs(report).items())
@@ -70,13 +58,13 @@ def page(report: Report) -> str:
     )
 
 
-def _data(report: Report) -> str:
+def _data(report: BenchReport) -> str:
     # In a script element only `</` and `<!--` would end or change what follows.
     return json.dumps(asdict(report)).replace("<", "\\u003c")
 
 
-def _facts(report: Report) -> Grid:
-    grid = Grid("this run", ("", "what"))
+def _facts(report: BenchReport) -> TextTable:
+    grid = TextTable("this run", ("", "what"))
     grid.add("command", report.command)
     grid.add("ranks", f"{report.world_size} over {report.backend}")
     for host in report.hosts:
@@ -87,11 +75,11 @@ def _facts(report: Report) -> Grid:
 
 
 def _figure(name: str, svg: str) -> str:
-    title = escape(TITLES[name])
+    title = escape(everything()[name][0])
     return f'<figure id="{name}"><figcaption>{title}</figcaption>{svg}</figure>'
 
 
-def _table(grid: Grid) -> str:
+def _table(grid: TextTable) -> str:
     right = [' class="n"' if grid.numeric(i) else "" for i in range(len(grid.columns))]
     head = "".join(
         f'<th{kind}><button type="button">{escape(name.strip())}</button></th>'

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..sizes import label
-from .grid import Cell, Grid
+from .grid import Cell, TextTable
 from .tables import shape_text, size, speed, time, wrong
 from .units import count
 
@@ -56,7 +56,7 @@ class LiveView:
             show(event)
 
     def _view(self) -> RenderableType:
-        grid = Grid("", self._columns, list(self._rows))
+        grid = TextTable("", self._columns, list(self._rows))
         return Group(grid.to_rich(), self._progress) if self._rows else Group(self._progress)
 
     def _say(self, text: str) -> None:

@@ -3,29 +3,28 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..schema import Report
+from ..hardware import PROBES
+from ..schema import BenchReport
 from .plots_collectives import at_once, bandwidth, link_map, per_rank, times
-from .plots_hardware import attention, copies, devices, gemm, memory
+from .plots_hardware import curve, curves, devices
 
-PLOTS: dict[str, Callable[[Report], Figure | None]] = {
-    "bandwidth": bandwidth,
-    "time": times,
-    "ranks": per_rank,
-    "at-once": at_once,
-    "links": link_map,
-    "memory": memory,
-    "gemm": gemm,
-    "attention": attention,
-    "copy": copies,
-    "devices": devices,
+Draw = Callable[[BenchReport], Figure | None]
+"""Gives None where the report holds nothing for the plot."""
+COLLECTIVES: dict[str, tuple[str, Draw]] = {
+    "bandwidth": ("Bus bandwidth over size (fitted lines dashed)", bandwidth),
+    "time": ("Time over size, median to 95th percentile", times),
+    "ranks": ("Ranks against each other, at each operation's largest size", per_rank),
+    "at-once": ("What other groups cost that run at the same time", at_once),
+    "links": ("Links between pairs of ranks", link_map),
 }
-"""By name; each gives None where the report holds nothing for it."""
+"""Title and drawing by name."""
 INK, PAPER = "#010203", "#fdfcfb"
 """Colours that stand for the page's own in an SVG."""
 _SVG: Any = {
@@ -39,10 +38,19 @@ _SVG: Any = {
 }
 
 
-def save(report: Report, folder: Path) -> list[Path]:
+def everything() -> dict[str, tuple[str, Draw]]:
+    """All plots that there are: of collectives, a curve for each kind of probe, the devices."""
+    found = dict(COLLECTIVES)
+    for name, benches in curves().items():
+        title = PROBES[benches[0]].curve.title
+        found[name] = (title[:1].upper() + title[1:], partial(curve, benches=benches))
+    return {**found, "devices": ("Devices against each other", devices)}
+
+
+def save(report: BenchReport, folder: Path) -> list[Path]:
     """Write every plot as `folder/NAME.png`; those of an earlier run that are not made go."""
     paths = []
-    for name, draw in PLOTS.items():
+    for name, (_, draw) in everything().items():
         path = folder / f"{name}.png"
         with _drawn(draw, report) as figure:
             if figure is None:
@@ -53,10 +61,10 @@ def save(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def svgs(report: Report) -> dict[str, str]:
+def svgs(report: BenchReport) -> dict[str, str]:
     """Every plot as an `<svg>` element by name, in the CSS colours `--ink` and `--paper`."""
     found = {}
-    for name, draw in PLOTS.items():
+    for name, (_, draw) in everything().items():
         with matplotlib.rc_context(_SVG), _drawn(draw, report) as figure:
             if figure is not None:
                 found[name] = _svg(figure)
@@ -64,7 +72,7 @@ def svgs(report: Report) -> dict[str, str]:
 
 
 @contextmanager
-def _drawn(draw: Callable[[Report], Figure | None], report: Report) -> Iterator[Figure | None]:
+def _drawn(draw: Draw, report: BenchReport) -> Iterator[Figure | None]:
     # Not pyplot: it keeps every figure, and picks a window system.
     figure = draw(report)
     yield figure

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..schema import Collective, Report
+from ..schema import BenchReport, Collective
 from ..sizes import label
 from . import axes, units
 from .series import Series, curves, is_pair
@@ -16,7 +16,7 @@ MAX_RANKS = 64
 """Ranks that the map of links names on its axes."""
 
 
-def bandwidth(report: Report) -> Figure | None:
+def bandwidth(report: BenchReport) -> Figure | None:
     """Bus bandwidth over size, a panel for each operation, with the fitted lines dashed."""
     figure, shown = _by_operation(report)
     for axis, op, found in shown:
@@ -30,7 +30,7 @@ def bandwidth(report: Report) -> Figure | None:
     return figure
 
 
-def times(report: Report) -> Figure | None:
+def times(report: BenchReport) -> Figure | None:
     """Median time over size up to the 95th percentile (shaded), with the fitted lines dashed."""
     figure, shown = _by_operation(report)
     for axis, op, found in shown:
@@ -46,7 +46,7 @@ def times(report: Report) -> Figure | None:
     return figure
 
 
-def per_rank(report: Report) -> Figure | None:
+def per_rank(report: BenchReport) -> Figure | None:
     """Each rank's median and 95th percentile at the largest size of every operation."""
     largest = [
         max(found.values(), key=lambda points: (len(points[-1].per_rank), points[-1].bytes))[-1]
@@ -76,7 +76,7 @@ def _ranks_panel(axis: Any, c: Collective) -> None:
     axes.finish(axis, f"{c.op} {label(c.bytes)}, {c.group}")
 
 
-def at_once(report: Report) -> Figure | None:
+def at_once(report: BenchReport) -> Figure | None:
     """What is left of the bandwidth when several groups run together, over size."""
     shared: dict[str, dict[str, list[tuple[int, float]]]] = {}
     alone = {_alike(c): c.busbw for c in report.collectives if c.at_once == 1 and not is_pair(c)}
@@ -107,7 +107,7 @@ def _together(c: Collective) -> str:
     return Series(c.op, c.dtype, c.in_place, c.group, len(c.ranks), c.at_once, c.load).setting
 
 
-def link_map(report: Report) -> Figure | None:
+def link_map(report: BenchReport) -> Figure | None:
     """Bandwidth between every pair of ranks that was tested, at the largest size."""
     tested = [c for c in report.collectives if is_pair(c)]
     ranks = sorted({rank for c in tested for rank in c.ranks})
@@ -136,7 +136,7 @@ def _operations(measured: Iterable[Collective]) -> dict[str, Curves]:
     return found
 
 
-def _by_operation(report: Report) -> tuple[Figure | None, list[tuple[Any, str, Curves]]]:
+def _by_operation(report: BenchReport) -> tuple[Figure | None, list[tuple[Any, str, Curves]]]:
     """A panel for each operation that moves bytes."""
     moving = [c for c in report.collectives if c.bytes and c.busbw]
     found = _operations(moving)
@@ -147,7 +147,7 @@ def _by_operation(report: Report) -> tuple[Figure | None, list[tuple[Any, str, C
 
 
 def _fit(
-    axis: Any, report: Report, series: Series, points: list[Collective], color: str, rate: bool
+    axis: Any, report: BenchReport, series: Series, points: list[Collective], color: str, rate: bool
 ) -> None:
     for fit in report.analysis.get("fits", ()):
         if Series(*(fit[name] for name in Series._fields)) == series:

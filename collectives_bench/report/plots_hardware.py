@@ -1,61 +1,61 @@
 """Plots of a device's measurements."""
 
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..schema import Hardware, Report
+from ..hardware import PROBES
+from ..hardware.probe import Curve, ProbeKind
+from ..schema import BenchReport, Hardware
 from . import axes
 
 Line = list[tuple[float, float]]
 
 
-def memory(report: Report) -> Figure | None:
-    """Memory bandwidth over the buffer's size, for each kind of access."""
-    return _over_size(report, "memory", "memory bandwidth")
+def curves() -> dict[str, list[str]]:
+    """The kinds of measurement by the name of the curve that they share."""
+    found: dict[str, list[str]] = {}
+    for bench in PROBES:
+        found.setdefault(PROBES[bench].curve.name, []).append(bench)
+    return found
 
 
-def copies(report: Report) -> Figure | None:
-    """Copies between host and device over their size."""
-    return _over_size(report, "copy", "copies between host and device")
-
-
-def gemm(report: Report) -> Figure | None:
-    """FLOP/s over the FLOPs of one product: where a GEMM is large enough."""
-    found: dict[str, Line] = {}
-    for bench in ("gemm", "experts"):
-        lines = _lines(report, bench, lambda h: h.rate * h.p50_s)
-        found |= {f"{bench} {name}": line for name, line in lines.items()}
-    if not found:
-        return None
-    figure, (axis,) = axes.panels(1)
-    for name, line in found.items():
-        axis.plot(*zip(*line, strict=True), "o", markersize=4, label=name)
-    axes.counts(axis, "FLOPs of one call")
-    axes.rates(axis, "FLOP/s", "rate")
-    axes.finish(axis, "matrix products")
-    return figure
-
-
-def attention(report: Report) -> Figure | None:
-    """FLOP/s of causal attention over the length of the sequence."""
-    lines = _lines(report, "attention", lambda h: float(h.shape["seq"]))
+def curve(report: BenchReport, benches: list[str]) -> Figure | None:
+    """The rates of one curve's kinds over its axis."""
+    lines: dict[str, Line] = {}
+    for bench in benches:
+        prefix = f"{bench} " if len(benches) > 1 else ""
+        mine = _lines(report, bench, PROBES[bench])
+        lines |= {f"{prefix}{name}": line for name, line in mine.items()}
     if not lines:
         return None
+    form: Curve = PROBES[benches[0]].curve
+    unit = next(h.unit for h in report.hardware if h.bench in benches)
     figure, (axis,) = axes.panels(1)
     for name, line in lines.items():
-        axis.plot(*zip(*line, strict=True), "o-", markersize=3, label=name)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-    axis.set_xlabel("sequence length")
-    axes.rates(axis, "FLOP/s", "rate")
-    axes.finish(axis, "attention")
+        # Products of many shapes lie beside each other on an axis of counts: no line joins them.
+        style = "o" if form.axis == "count" else "o-"
+        axis.plot(*zip(*line, strict=True), style, markersize=3, label=name)
+    _place(axis, form)
+    axes.rates(axis, unit, "rate")
+    axes.finish(axis, form.title)
     return figure
 
 
-def devices(report: Report) -> Figure | None:
+def _place(axis: Any, form: Curve) -> None:
+    if form.axis == "bytes":
+        axes.sizes(axis)
+    elif form.axis == "count":
+        axes.counts(axis, form.label)
+        return
+    else:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+    axis.set_xlabel(form.label)
+
+
+def devices(report: BenchReport) -> Figure | None:
     """Each rank's rates over the ranks' median: a device that falls behind stands out."""
     groups: dict[tuple[Any, ...], list[Hardware]] = {}
     for h in report.hardware:
@@ -77,26 +77,13 @@ def devices(report: Report) -> Figure | None:
     return figure
 
 
-def _over_size(report: Report, bench: str, title: str) -> Figure | None:
-    lines = _lines(report, bench, lambda h: float(h.shape["bytes"]))
-    if not lines:
-        return None
-    figure, (axis,) = axes.panels(1)
-    for name, line in lines.items():
-        axis.plot(*zip(*line, strict=True), "o-", markersize=3, label=name)
-    axes.sizes(axis)
-    axes.rates(axis, "B/s", "rate")
-    axes.finish(axis, title)
-    return figure
-
-
-def _lines(report: Report, bench: str, place: Callable[[Hardware], float]) -> dict[str, Line]:
-    """A line for each kind and dtype; where several ranks measured, the ranks' median."""
+def _lines(report: BenchReport, bench: str, kind: ProbeKind) -> dict[str, Line]:
+    """A line for each sort and dtype; where several ranks measured, the ranks' median."""
     found: dict[str, dict[float, list[float]]] = {}
     for h in report.hardware:
         if h.bench == bench:
-            name = f"{h.kind} {h.dtype}"
-            found.setdefault(name, {}).setdefault(_rounded(place(h)), []).append(h.rate)
+            line = found.setdefault(f"{h.kind} {h.dtype}", {})
+            line.setdefault(_rounded(kind.curve.x(h)), []).append(h.rate)
     return {
         name: sorted((x, median(rates)) for x, rates in points.items())
         for name, points in found.items()

@@ -1,11 +1,14 @@
 """The tables of a report."""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
-from ..schema import Collective, Report
+from ..hardware import memory
+from ..hardware.summary import caches
+from ..schema import BenchReport, Collective, Hardware
 from ..sizes import label
-from .grid import Cell, Grid
+from .grid import Cell, TextTable
 from .series import Series, curves, is_pair
 from .units import rate, seconds
 
@@ -16,34 +19,36 @@ BYTES = ("bytes", "moved")
 """Parts of a shape that count bytes."""
 
 
-def summary(report: Report) -> list[Grid]:
+def summary(report: BenchReport) -> list[TextTable]:
     """What fits a terminal: a line for each series, and what the analysis found."""
-    grids = [_series(report), _hardware_best(report), skipped(report), *findings(report)]
+    grids = [_series(report), _hardware_best(report), _working_sets(report), skipped(report)]
+    grids += findings(report)
     return [_short(grid) for grid in grids if grid.rows]
 
 
-def findings(report: Report) -> list[Grid]:
+def findings(report: BenchReport) -> list[TextTable]:
     """Slow ranks, links and devices, bandwidth laws, the comparison with an earlier run."""
     grids = [_suspects(report), _slow_devices(report), _laws(report), *_comparison(report)]
     return [grid for grid in [*grids, _notes(report)] if grid.rows]
 
 
-def details(report: Report) -> list[Grid]:
+def details(report: BenchReport) -> list[TextTable]:
     """Every measurement, with the series' bests and fits before."""
-    grids = [_series(report), _hardware_best(report), _fits(report), skipped(report)]
+    grids = [_series(report), _hardware_best(report), _working_sets(report), _fits(report)]
+    grids.append(skipped(report))
     grids += [_collectives(report), _hardware(report)]
     return [grid for grid in grids if grid.rows]
 
 
-def _short(grid: Grid) -> Grid:
+def _short(grid: TextTable) -> TextTable:
     left = len(grid.rows) - MAX_ROWS
     if left <= 0:
         return grid
     title = f"{grid.title} (and {left} more: see report.html)"
-    return Grid(title, grid.columns, grid.rows[:MAX_ROWS])
+    return TextTable(title, grid.columns, grid.rows[:MAX_ROWS])
 
 
-def rows_of(report: Report, name: str) -> list[Any]:
+def rows_of(report: BenchReport, name: str) -> list[Any]:
     """One part of the analysis; empty where it was not made."""
     return list(report.analysis.get(name, ()))
 
@@ -75,8 +80,8 @@ def wrong(count: int | None) -> Cell:
     return Cell(str(count), float(count), "bad" if count else "good")
 
 
-def _series(report: Report) -> Grid:
-    grid = Grid(
+def _series(report: BenchReport) -> TextTable:
+    grid = TextTable(
         "operations: from the smallest size's time to the best bus bandwidth",
         ("op", "setting", "smallest", "p50", "largest", "p50 ", "best busbw", "at", "wrong"),
     )
@@ -91,8 +96,8 @@ def _series(report: Report) -> Grid:
     return grid
 
 
-def _collectives(report: Report) -> Grid:
-    grid = Grid(
+def _collectives(report: BenchReport) -> TextTable:
+    grid = TextTable(
         "every measurement",
         ("op", "setting", "ranks", "size", "algbw", "busbw", "mean", "p50", "p95", "max", "wrong"),
     )
@@ -119,8 +124,8 @@ def ranks(found: list[int]) -> str:
     return " ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
-def _fits(report: Report) -> Grid:
-    grid = Grid(
+def _fits(report: BenchReport) -> TextTable:
+    grid = TextTable(
         "time = alpha + bytes / beta",
         (
             "op",
@@ -145,30 +150,30 @@ def _fits(report: Report) -> Grid:
     return grid
 
 
-def _suspects(report: Report) -> Grid:
-    grid = Grid("slow ranks and links", ("kind", "ranks", "times slower", "what was seen"))
+def _suspects(report: BenchReport) -> TextTable:
+    grid = TextTable("slow ranks and links", ("kind", "ranks", "times slower", "what was seen"))
     for found in rows_of(report, "suspects"):
         kind = Cell(found["kind"], tone="bad")
         grid.add(kind, ranks(found["ranks"]), number(found["slowdown"], ".2f"), found["text"])
     return grid
 
 
-def _slow_devices(report: Report) -> Grid:
-    grid = Grid("slow devices", ("rank", "share of the ranks' median"))
+def _slow_devices(report: BenchReport) -> TextTable:
+    grid = TextTable("slow devices", ("rank", "share of the ranks' median"))
     for found in report.analysis.get("hardware", {}).get("slow", ()):
         grid.add(number(found["rank"]), Cell(f"{found['share']:.3f}", found["share"], "bad"))
     return grid
 
 
-def _notes(report: Report) -> Grid:
-    grid = Grid("notes", ("note",))
-    for note in rows_of(report, "notes"):
+def _notes(report: BenchReport) -> TextTable:
+    grid = TextTable("notes", ("note",))
+    for note in [*rows_of(report, "notes"), *report.analysis.get("hardware", {}).get("notes", ())]:
         grid.add(str(note))
     return grid
 
 
-def _laws(report: Report) -> Grid:
-    grid = Grid(
+def _laws(report: BenchReport) -> TextTable:
+    grid = TextTable(
         "bus bandwidth a rank over the ranks of a node", ("op", "counts", "law", "in words")
     )
     for law in rows_of(report, "laws"):
@@ -180,15 +185,15 @@ def _laws(report: Report) -> Grid:
 _VERDICTS = {"slower": "bad", "wrong": "bad", "missing": "bad", "faster": "good"}
 
 
-def _comparison(report: Report) -> list[Grid]:
+def _comparison(report: BenchReport) -> list[TextTable]:
     found = report.analysis.get("comparison")
     return [comparison(found)] if found else []
 
 
-def comparison(found: Mapping[str, Any]) -> Grid:
+def comparison(found: Mapping[str, Any]) -> TextTable:
     """A comparison's rows (`compare.Comparison` as a dict), as ordered there."""
     columns = "what", "size", "before", "now", "now / before", "verdict"
-    grid = Grid(f"against the baseline: {found['verdict']}", columns)
+    grid = TextTable(f"against the baseline: {found['verdict']}", columns)
     for row in found["rows"]:
         ratio = NOTHING if row["ratio"] is None else number(row["ratio"], ".3f")
         status = Cell(row["status"], tone=_VERDICTS.get(row["status"], ""))  # type: ignore[arg-type]
@@ -198,20 +203,25 @@ def comparison(found: Mapping[str, Any]) -> Grid:
     return grid
 
 
-def skipped(report: Report) -> Grid:
+def skipped(report: BenchReport) -> TextTable:
     """What was not measured."""
-    grid = Grid("not measured", ("what", "size", "why"))
+    grid = TextTable("not measured", ("what", "size", "why"))
     for skip in report.skipped:
         grid.add(skip.what, size(skip.bytes), skip.reason)
     return grid
 
 
-def _hardware_best(report: Report) -> Grid:
-    """The best rate of every kind, on the slowest and the fastest rank."""
-    grid = Grid("device: best rates", ("bench", "kind", "dtype", "best", "shape", "slowest rank"))
-    kinds = dict.fromkeys((h.bench, h.kind, h.dtype) for h in report.hardware)
+def _hardware_best(report: BenchReport) -> TextTable:
+    """The best rate of every kind, on the slowest and the fastest rank; of memory, where the
+    working set is past the caches."""
+    grid = TextTable(
+        "device: best rates", ("bench", "kind", "dtype", "best", "shape", "slowest rank")
+    )
+    known = caches(report)
+    rows = [h for h in report.hardware if _lasting(h, known.get(h.rank, 0))]
+    kinds = dict.fromkeys((h.bench, h.kind, h.dtype) for h in rows)
     for kind in kinds:
-        mine = [h for h in report.hardware if (h.bench, h.kind, h.dtype) == kind]
+        mine = [h for h in rows if (h.bench, h.kind, h.dtype) == kind]
         best = max(mine, key=lambda h: h.rate)
         tops = [max(h.rate for h in mine if h.rank == rank) for rank in {h.rank for h in mine}]
         grid.add(
@@ -220,9 +230,30 @@ def _hardware_best(report: Report) -> Grid:
     return grid
 
 
-def _hardware(report: Report) -> Grid:
+def _lasting(row: Hardware, cache: int) -> bool:
+    return row.bench != "memory" or memory.place(row, cache) in ("memory", "")
+
+
+def _working_sets(report: BenchReport) -> TextTable:
+    """Memory rates by the size of the working set: the ranks' median, and the slowest's."""
+    grid = TextTable(
+        "memory: rates by working set", ("kind", "working set", "in", "rate", "slowest")
+    )
+    known, found = caches(report), dict[tuple[str, int], list[Hardware]]()
+    for h in report.hardware:
+        if h.bench == "memory":
+            found.setdefault((h.kind, h.shape["moved"]), []).append(h)
+    for (kind, moved), rows in found.items():
+        place = memory.place(rows[0], known.get(rows[0].rank, 0)) or "cache not known"
+        rates = [row.rate for row in rows]
+        middle, least = speed(median(rates)), speed(min(rates))
+        grid.add(kind, size(moved), place, middle, least)
+    return grid
+
+
+def _hardware(report: BenchReport) -> TextTable:
     columns = "bench", "kind", "dtype", "shape", "rank", "rate", "p50", "p95", "max"
-    grid = Grid("every measurement", columns)
+    grid = TextTable("every measurement", columns)
     for h in report.hardware:
         times = [time(s) for s in (h.p50_s, h.p95_s, h.max_s)]
         grid.add(

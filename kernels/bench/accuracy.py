@@ -77,7 +77,10 @@ def against_fp32(
     inputs: dict[str, torch.Tensor],
     grads: Tensors,
 ) -> list[Check]:
-    """Run `ours` on the inputs as they are and `reference` on them in fp32; compare everything."""
+    """Run `ours` on the inputs as they are and `reference` on them in fp32; compare everything.
+
+    `grads` are those of the outputs, [..., D] each; inputs may have any shape.
+    """
     tensors = tuple(inputs.values())
     fast = _results(ours, tensors, grads)
     exact = _results(reference, tuple(t.float() for t in tensors), grads)
@@ -87,6 +90,7 @@ def against_fp32(
 
 
 def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """[*shape] of standard deviation `scale`, on the benchmark's device."""
     return (torch.randn(shape, device=cases.DEVICE) * scale).to(dtype)
 
 

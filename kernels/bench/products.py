@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..grouped_mlp.launch import Layer
+from ..grouped_mlp.launch import GroupedLayer
 from . import cases
 from .accuracy import Check, compare, normal
 
@@ -33,11 +33,11 @@ class Operands:
     offsets: torch.Tensor
 
     def sides(self, operator: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both factors of a weight gradient, by rows."""
+        """Both factors of a weight gradient, by rows: [N, 2F] and [N, D], or [N, D] and [N, F]."""
         return (self.dhidden, self.x) if operator == "gate_up_gradient" else (self.dy, self.act)
 
     def weight(self, operator: str) -> torch.Tensor:
-        """The weights that a weight gradient belongs to."""
+        """The weights that a weight gradient belongs to: [E, 2F, D] or [E, D, F]."""
         return self.gate_up if operator == "gate_up_gradient" else self.down
 
 
@@ -83,7 +83,7 @@ def launch(
 
     A weight gradient writes every call to the same tensor, or adds to fp32 `sums`.
     """
-    layer = Layer(t.x, t.gate_up, t.offsets, (), {operator: config})
+    layer = GroupedLayer(t.x, t.gate_up, t.offsets, (), {operator: config})
     if operator in WEIGHTS:
         out = torch.full_like(t.weight(operator), torch.nan) if sums is None else sums
         add = sums is not None

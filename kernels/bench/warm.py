@@ -52,7 +52,8 @@ def compile_all(widths: list[int], quick: bool, say: Callable[[str], None]) -> N
 
 
 def _start(index: int, name: str, quick: bool) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", __name__, str(index), name, *(["--quick"] if quick else [])]
+    command = [sys.executable, "-P", "-m", __name__, str(index), name]
+    command += ["--quick"] if quick else []
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

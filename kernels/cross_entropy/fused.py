@@ -23,8 +23,8 @@ def loss_and_gradients(
     ignore_index: int,
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Summed loss (scalar fp32) of `x` [N, D], and with `gradients` those of `x` and `weight`
-    [V, D] (otherwise empty)."""
+    """Summed loss (scalar fp32) of `x` [N, D] and `targets` [N] int64, and with `gradients` those
+    of `x` and of `weight` [V, D], in their dtypes (otherwise empty)."""
     (rows, width), vocabulary = x.shape, weight.shape[0]
     # liger bounds a chunk's logits by this constant times the elements of `x`.
     budget = vocabulary * min(CHUNK_ROWS, rows) // max(rows * width, 1)

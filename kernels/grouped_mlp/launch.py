@@ -13,7 +13,7 @@ from .configs import KERNELS, adding, config, gathering, launch_constants, weigh
 from .plan import TilePlan, plan
 
 
-class Layer:
+class GroupedLayer:
     """The launches of one expert layer: its widths, target and row tiles.
 
     N rows, D `hidden`, F `width`, E experts; every tensor is contiguous and of one dtype. x has

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..permute.fused import reduce_rows, spread_rows
-from .launch import Layer
+from .launch import GroupedLayer
 
 
 @torch.library.custom_op("moelstrom::moe_mlp", mutates_args=())
@@ -29,7 +29,7 @@ def forward(
         return x.new_empty(x.shape), x.new_empty(0, gate_up.shape[1])
     x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
     copies = weights.shape[1]
-    layer = Layer(x, gate_up, offsets, (down,), copies=copies)
+    layer = GroupedLayer(x, gate_up, offsets, (down,), copies=copies)
     hidden, act = layer.gate_up(x, gate_up, save, order)
     rows = layer.down(act, down)
     del act
@@ -63,7 +63,9 @@ def backward(
     offsets: torch.Tensor,
     hidden: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weights, gate_up and down, each in its tensor's dtype."""
+    """Gradients of x [T, D], weights [T, k], gate_up [E, 2F, D] and down [E, D, F], each in its
+    tensor's dtype, of dy [T, D]; `hidden` [T * k, 2F] is the forward pass's, `order`, `inverse`
+    [T * k] int64 and `offsets` [E] int32 are `sort_by_expert`'s."""
     gate_up, down = gate_up.contiguous(), down.contiguous()
     gate_up_gradient, down_gradient = torch.empty_like(gate_up), torch.empty_like(down)
     if not order.numel():
@@ -71,7 +73,7 @@ def backward(
         return *no_rows, gate_up_gradient.zero_(), down_gradient.zero_()
     copies = weights.shape[1]
     dy_rows = spread_rows(dy, inverse, copies)
-    layer = Layer(dy_rows, gate_up, offsets, (down,))
+    layer = GroupedLayer(dy_rows, gate_up, offsets, (down,))
     by_row = weights.flatten().index_select(0, order)
     dhidden, act, d_weights = layer.weighted_activation_gradient(dy_rows, down, hidden, by_row)
     layer.weight_gradient("down_gradient", dy_rows, act, down_gradient, add=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .launch import Layer
+from .launch import GroupedLayer
 
 
 @torch.library.custom_op("moelstrom::grouped_mlp", mutates_args=())
@@ -29,7 +29,7 @@ def forward(
     if not rows:
         return x.new_empty(x.shape), x.new_empty(0, 2 * width)
     x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
-    layer = Layer(x, gate_up, offsets, (down,))
+    layer = GroupedLayer(x, gate_up, offsets, (down,))
     hidden, act = layer.gate_up(x, gate_up, save)
     return layer.down(act, down), hidden
 
@@ -57,7 +57,8 @@ def backward(
     offsets: torch.Tensor,
     hidden: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, gate_up and down; those of the weights in the weights' dtype."""
+    """Gradients of x [N, D], gate_up [E, 2F, D] and down [E, D, F], each in its tensor's dtype, of
+    dy [N, D]; `hidden` [N, 2F] is the forward pass's, `offsets` [E] int32."""
     gate_up_gradient, down_gradient = torch.empty_like(gate_up), torch.empty_like(down)
     if not x.shape[0]:
         return x.new_empty(x.shape), gate_up_gradient.zero_(), down_gradient.zero_()
@@ -91,7 +92,12 @@ def accumulate(
     gate_up_sum: torch.Tensor,
     down_sum: torch.Tensor,
 ) -> torch.Tensor:
-    """The gradient of x; those of the weights are added to fp32 sums of the weights' shapes."""
+    """The gradient of x [N, D] in its dtype; those of the weights are added to `gate_up_sum`
+    [E, 2F, D] and `down_sum` [E, D, F], fp32. The other arguments are `backward`'s.
+
+    For an engine that sums micro-batches in fp32 (gradients straight into its buffers): a bf16
+    gradient for each of them, and the pass that would add it, do not exist then.
+    """
     if not x.shape[0]:
         return x.new_empty(x.shape)
     sums = (gate_up_sum, down_sum)
@@ -124,7 +130,7 @@ def _gradients(
 ) -> torch.Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()
-    layer = Layer(x, gate_up, offsets, (dy, down, *sums))
+    layer = GroupedLayer(x, gate_up, offsets, (dy, down, *sums))
     dhidden, act = layer.activation_gradient(dy, down, hidden)
     layer.weight_gradient("down_gradient", dy, act, sums[1], add)
     del act

@@ -32,6 +32,8 @@ def plan_kernel(offsets, tiles, count, groups, E, BLOCK_M: tl.constexpr, EXPERTS
     heights = tl.where(ids < E, tl.cdiv(sizes, BLOCK_M), 0)
     start = tl.sum(tl.where(ids == expert, starts, 0))
     size = tl.sum(tl.where(ids == expert, sizes, 0))
+    # Its rank by counting, which needs no sort and no other program: ties go by id, so that two
+    # experts never take one place.
     before = (sizes > size) | ((sizes == size) & (ids < expert))
     group = groups + tl.sum(before.to(tl.int32)) * 4
     tl.store(group, expert)

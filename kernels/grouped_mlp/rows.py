@@ -57,6 +57,7 @@ def gate_up_kernel(
         column = column_tile * BLOCK_N
         acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
         if order is not None:
+            # Once a tile, before the loop: the addresses stay in registers over all of K.
             at = row_offsets(order, copies, D, start, rows, BLOCK_M)
         for k in range(0, D, BLOCK_K):
             if order is not None:
@@ -67,9 +68,12 @@ def gate_up_kernel(
                 base = x + start.to(tl.int64) * D
                 a = load_block(base, D, 0, rows, k, D, BLOCK_M, BLOCK_K, EVEN)
             if DESCRIPTORS:
+                # The descriptor sees [2E, F, D], so one copy takes rows of gate and of up, and ends
+                # at F in each of the two.
                 b = weight.load([2 * expert, column, k]).reshape(2 * BLOCK_N, BLOCK_K)
             else:
                 b = _gate_up_block(weight, expert, column, k, D, F, BLOCK_N, BLOCK_K, EVEN)
+            # Of fp32 only: TF32 would miss the tolerances. bf16 is multiplied exactly in any case.
             acc = tl.dot(a, b.T, acc, input_precision="ieee")
         gate, up = halves(acc, BLOCK_M, BLOCK_N)
         # Rounded as stored, so that the backward pass recomputes the same activation.
@@ -96,6 +100,8 @@ def _gate_up_block(
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    # Past F the last row repeats: no result of it is stored, and a mask on rows would cost
+    # registers in the loop.
     n = tl.arange(0, 2 * BLOCK_N)
     row = tl.minimum(column + n % BLOCK_N, F - 1) + n // BLOCK_N * F
     c = k + tl.arange(0, BLOCK_K)
@@ -179,6 +185,8 @@ def linear_kernel(
                 weight, expert, column, k, K, N, BLOCK_N, BLOCK_K, TRANSPOSED, DESCRIPTORS, EVEN
             )
             acc = tl.dot(a, b, acc, input_precision="ieee")
+        # In pieces: a descriptor's store goes through shared memory, and a whole tile there would
+        # take the room of a pipeline stage.
         WIDTH: tl.constexpr = BLOCK_N // SUBTILES
         parts = pieces(acc, BLOCK_M, WIDTH, SUBTILES)
         for i in tl.static_range(SUBTILES):
@@ -225,11 +233,13 @@ def _swiglu_gradient(
     s = sigmoid(g)
     silu = g * s
     act = silu * u
+    # Before the weights come in: of y = w (act W), d(w) is dy . (act W) = (dy W^T) . act.
     dw = tl.sum(dact * act, 1)
     if w is not None:
         dact *= w[:, None]
         act *= w[:, None]
     dup = dact * silu
+    # d(silu) = s + g s (1 - s), of what is in registers already.
     dgate = dact * u * (s + silu - silu * s)
     store_rows(dgate_out, dgate, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
     store_rows(dup_out, dup, 2 * F, start, rows, column, F, BLOCK_M, WIDTH, False)
@@ -297,6 +307,7 @@ def activation_gradient_kernel(
         r = tl.arange(0, BLOCK_M)
         w = None
         if weights is not None:
+            # An index in range needs no mask, and nothing of a row past the end is stored.
             w = tl.load(weights + start + tl.minimum(r, rows - 1))
         dw = tl.zeros((BLOCK_M,), tl.float32)
         for i in tl.static_range(SUBTILES):
@@ -310,5 +321,7 @@ def activation_gradient_kernel(
                 BLOCK_M, WIDTH,
             )  # fmt: skip
         if weights is not None:
+            # A row of partial sums for each column tile, added by torch in one order: atomics would
+            # not repeat bit for bit.
             part = weight_parts + column_tile.to(tl.int64) * total_rows + start
             tl.store(part + r, dw, mask=r < rows)

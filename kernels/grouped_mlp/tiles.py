@@ -31,6 +31,7 @@ def load_block(
     """
     r = tl.minimum(row + tl.arange(0, ROWS), rows - 1)
     c = column + tl.arange(0, COLUMNS)
+    # 32 bits within the block, from a base of 64: wide offsets would take twice the registers.
     pointers = base + (r[:, None] * stride + c[None, :])
     if EVEN:
         return tl.load(pointers)
@@ -69,6 +70,7 @@ def load_zeroed(
     """[ROWS, COLUMNS] of the [rows, columns] matrix at `base`; zeros past either end."""
     r = tl.arange(0, ROWS)
     c = column + tl.arange(0, COLUMNS)
+    # Zeros, not the last row again as in `load_block`: these rows are what the product sums over.
     inside = (r[:, None] < rows) & (c[None, :] < columns)
     return tl.load(base + (r[:, None] * stride + c[None, :]), mask=inside, other=0.0)
 
@@ -76,6 +78,8 @@ def load_zeroed(
 @triton.jit
 def load_group_rows(desc, start, size, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Rows [row, row + ROWS) of the group [start, start + size); zeros past its end."""
+    # The descriptor claims `limit` rows, and the group's last one is put at its end, so that the
+    # bounds check falls there; the two leading indices bring the address back, modulo 2^64.
     limit = 0x40000000
     block = desc.load([limit, start + size, limit - size + row, column])
     return block.reshape(ROWS, COLUMNS)

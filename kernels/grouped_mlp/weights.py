@@ -39,6 +39,7 @@ def weight_gradient_kernel(
     per_expert = down * across
     step = tl.num_programs(0)
     for tile in tl.range(program_index(XCDS), E * per_expert, step, flatten=FLATTEN):
+        # All tiles of an expert before the next one's: its rows of both factors then stay in L2.
         group = groups + tile // per_expert * 4
         expert = tl.load(group)
         start = tl.load(group + 1)
@@ -53,6 +54,7 @@ def weight_gradient_kernel(
                 b = load_group_rows(right, start, size, k, column, BLOCK_K, BLOCK_N)
                 acc = tl.dot(a.T, b, acc, input_precision="ieee")
         else:
+            # The ragged end apart: a row mask on every step would cost more than one step beside.
             whole = size // BLOCK_K * BLOCK_K
             for k in range(0, whole, BLOCK_K):
                 at = (start + k).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Newton-Schulz orthogonalisation for Muon (arXiv 2511.17127)."""
+"""Newton-Schulz orthogonalisation for Muon (arXiv 2511.17127; Keller Jordan's quintic)."""
 
 from collections.abc import Iterator
 

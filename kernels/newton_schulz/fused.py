@@ -63,7 +63,9 @@ def product(
     symmetric: bool = False,
     transposed: bool = False,
 ) -> None:
-    """`product_kernel` over contiguous stacks; `scales` are its alpha, beta and gamma."""
+    """`product_kernel` over contiguous stacks, into `out`: `a` [n, M, K] and `b` [n, K, N] (if
+    `symmetric` [n, M, K]) bf16, `out` [n, M, N] ([n, N, M] if `transposed`), `addend` [n, M, M]
+    bf16, `factors` [n] fp32; `scales` are its alpha, beta and gamma."""
     (n, rows, inner), columns = a.shape, out.shape[1 if transposed else 2]
     m, w, k = (config[f"BLOCK_{axis}"] for axis in "MNK")
     piece = w // config["SUBTILES"]
@@ -118,7 +120,8 @@ def _enter(wide: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 
 @torch.library.custom_op("moelstrom::newton_schulz", mutates_args=())
 def newton_schulz(m: torch.Tensor, steps: int) -> torch.Tensor:
-    """As the public function, in bf16 on a GPU; `m` is read in its own dtype."""
+    """As the public function, for `m` [n, r, c] in any floating dtype, bf16 inside; returns its
+    shape and dtype, contiguous. ValueError: `steps` below 1."""
     if steps < 1:
         raise ValueError(f"steps {steps}: at least 1")
     out = torch.empty_like(m, memory_format=torch.contiguous_format)
@@ -128,6 +131,7 @@ def newton_schulz(m: torch.Tensor, steps: int) -> torch.Tensor:
     x, inverse = _enter(m.mT if tall else m, torch.bfloat16 if m.is_cuda else m.dtype)
     n, rows, columns = x.shape
     gram, poly = (x.new_empty(n, rows, rows) for _ in range(2))
+    # X and the next X in turn: a product cannot write over its own factor.
     following = torch.empty_like(x)
     tile = {name: config_for(name, target, f"r{rows}_c{columns}") for name in PRODUCTS}
     factor, b, c = COEFFICIENTS

@@ -16,6 +16,7 @@ def _tile(t, rows, columns, SYMMETRIC: tl.constexpr, RATIO: tl.constexpr, GROUP_
     RATIO * (j + 1) row blocks, the last perhaps past the matrix. Otherwise GROUP_M rows at a time.
     """
     if SYMMETRIC:
+        # In closed form: a search would be scalar work that nothing hides.
         root = tl.sqrt_rn(8.0 * (t // RATIO).to(tl.float32) + 1.0)
         j = ((root - 1.0) * 0.5).to(tl.int32)
         # The root is rounded: step back or on by one.
@@ -96,6 +97,7 @@ def _store_square(
             acc += alpha * block.to(tl.float32)
         DTYPE: tl.constexpr = out.dtype if DESCRIPTORS else out.dtype.element_ty
         if row < column:
+            # Rounded before it is turned around: half the bytes go through shared memory.
             tile = acc.to(DTYPE)
             _store(out, tile, matrix, row, column, M, M, BLOCK, BLOCK, DESCRIPTORS)
             _store(out, tile.T, matrix, column, row, M, M, BLOCK, BLOCK, DESCRIPTORS)
@@ -189,6 +191,7 @@ def product_kernel(
             else:
                 right = _block(b, matrix, k, column, K, N, BLOCK_K, BLOCK_N, DESCRIPTORS)
                 acc = tl.dot(left, right, acc, input_precision="ieee")
+        # Scaled here: on a factor the scale would be rounded to bf16 with it.
         acc *= beta
         if factors is not None:
             acc *= tl.load(factors + matrix)
@@ -224,5 +227,6 @@ def enter_kernel(
     at = matrix * stride + r * row_stride + c * column_stride
     block = tl.load(m + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(x + matrix * rows * columns + r * columns + c, block.to(x.dtype.element_ty), inside)
+    # A sum of its own for each block, added later in one order; of the values before rounding.
     place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(partial + matrix * blocks + place, tl.sum(tl.sum(block * block, 1), 0))

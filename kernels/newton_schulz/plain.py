@@ -6,7 +6,8 @@ from .coefficients import COEFFICIENTS
 
 
 def newton_schulz(m: torch.Tensor, steps: int) -> torch.Tensor:
-    """`newton_schulz.newton_schulz`, in bf16 on a GPU and fp32 on a CPU (bf16 is slow there)."""
+    """`newton_schulz.newton_schulz` of `m` [n, r, c], in the dtype of `m`; inside in bf16 on a GPU
+    and fp32 on a CPU (bf16 is slow there)."""
     a, b, c = COEFFICIENTS
     x = m.bfloat16() if m.is_cuda else m.float()
     tall = x.shape[-2] > x.shape[-1]

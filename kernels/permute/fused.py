@@ -15,6 +15,7 @@ from .kernels import combine_backward_kernel, reduce_kernel, spread_kernel
 
 def _config(name: str, target: Target, copies: int, width: int) -> dict[str, Any]:
     """Whole rows a program, of several tokens where k is small; `held` elements are in flight."""
+    # Beside the rows, combine_backward holds gradients and running products in fp32.
     held = 2048 if name == "combine_backward" else 8192
     block = min(triton.next_power_of_2(max(width, 1)), 2048)
     tokens = max(1, min(16, held // (block * triton.next_power_of_2(copies))))
@@ -28,7 +29,8 @@ def _grid(config: dict[str, Any], tokens: int, width: int) -> tuple[int, int]:
 
 @torch.library.custom_op("moelstrom::spread_rows", mutates_args=())
 def spread_rows(x: torch.Tensor, inverse: torch.Tensor, copies: int) -> torch.Tensor:
-    """`out[inverse[t * copies + j]] = x[t]`: [T, D] to [T * copies, D]."""
+    """`out[inverse[t * copies + j]] = x[t]`: [T, D] to [T * copies, D] of its dtype; `inverse`
+    [T * copies] int32 or int64."""
     x, (tokens, width) = x.contiguous(), x.shape
     out = x.new_empty(tokens * copies, width)
     config = _config("spread", target_of(x), copies, width)
@@ -49,6 +51,7 @@ def _spread_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> 
 
 def _spread_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     (inverse,) = ctx.saved_tensors
+    # Each is the other's gradient, so that neither direction needs atomics.
     return reduce_rows(grad, inverse, ctx.copies, None), None, None
 
 
@@ -61,7 +64,8 @@ def reduce_rows(
 ) -> torch.Tensor:
     """`out[t] = sum_j weights[t, j] * rows[inverse[t * copies + j]]`: [T * copies, D] to [T, D].
 
-    `weights` [T, copies], or None for ones.
+    `weights` [T, copies] floating, or None for ones; `inverse` [T * copies] int32 or int64. Sums
+    are fp32, the result has the dtype of `rows`.
     """
     rows, tokens, width = rows.contiguous(), rows.shape[0] // copies, rows.shape[1]
     weights = None if weights is None else weights.contiguous()
@@ -83,11 +87,13 @@ def _(
 def combine_backward(
     grad: torch.Tensor, rows: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the weighted `reduce_rows` in `rows` and `weights`, `grad` [T, D] given."""
+    """Gradients of the weighted `reduce_rows` in `rows` [T * k, D] and `weights` [T, k], each in
+    its dtype, `grad` [T, D] given."""
     grad, rows, weights = grad.contiguous(), rows.contiguous(), weights.contiguous()
     d_rows, d_weights = torch.empty_like(rows), torch.empty_like(weights)
     (tokens, width), copies = grad.shape, weights.shape[1]
     config = _config("combine_backward", target_of(grad), copies, width)
+    # A program goes over the whole width, which a weight's gradient sums over.
     combine_backward_kernel[(triton.cdiv(tokens, config["BLOCK_T"]),)](
         grad,
         rows,

@@ -21,6 +21,7 @@ def spread_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     valid = t < tokens
     mask = valid[:, None] & (d < width)[None, :]
+    # Read once for all copies. 64 bits: T * k * D may pass 2^31 elements.
     tile = tl.load(x + t.to(tl.int64)[:, None] * width + d[None, :], mask=mask)
     for j in tl.static_range(COPIES):
         row = tl.load(inverse + t.to(tl.int64) * COPIES + j, mask=valid, other=0).to(tl.int64)
@@ -44,6 +45,7 @@ def reduce_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     valid = t < tokens
     mask = valid[:, None] & (d < width)[None, :]
+    # In the order of the copies, whatever their experts: the sum repeats bit for bit.
     total = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     for j in tl.static_range(COPIES):
         slot = t.to(tl.int64) * COPIES + j
@@ -81,6 +83,7 @@ def combine_backward_kernel(
         slot = token * COPIES + j
         row = tl.load(inverse + slot, mask=valid, other=0).to(tl.int64)
         weight = tl.load(weights + slot, mask=valid, other=0.0).to(tl.float32)
+        # Folded once a row: a sum in every step would be an exchange between warps.
         dot = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
         for start in range(0, width, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)

@@ -31,13 +31,18 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(
     x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, copies: int = 1
 ) -> torch.Tensor:
-    """`permute.gather_rows` where autograd's own backward would scatter with atomics on a GPU."""
+    """Rows `order // copies` of `x` [T, D]: [T * copies, D], `order` and `inverse` [T * copies]
+    int.
+
+    Autograd's own backward of the gather would scatter with atomics on a GPU.
+    """
     return _GatherRows.apply(x, order, inverse, copies)
 
 
 def combine_rows(
     rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """`permute.combine_rows`."""
+    """Weighted sums over each token's copies, in fp32: `rows` [T * k, D], `order`, `inverse` [T *
+    k] int, `weights` [T, k] floating; returns [T, D] in the dtype of `rows`."""
     copies = gather_rows(rows, inverse, order).unflatten(0, weights.shape)
     return (copies.float() * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)

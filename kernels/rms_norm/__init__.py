@@ -11,7 +11,8 @@ from . import plain
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis of `x` [..., D], in its dtype."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis of `x` [..., D], in its dtype, fp32
+    inside; `weight` [D]."""
     if _fused(x):
         from . import fused
 
@@ -22,7 +23,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(x + y, rms_norm(x + y))` for `x`, `y` [..., D] of one dtype: one pass over memory."""
+    """`(x + y, rms_norm(x + y))`, both [..., D], for `x`, `y` [..., D] of one dtype and `weight`
+    [D]: one pass over memory."""
     if _fused(x):
         from . import fused
 
@@ -36,7 +38,11 @@ def scaled_add_rms_norm(
     """Residual scaling (arXiv 2511.17127): `x' = (a1 x + b1) + (a2 y + b2)` and `rms_norm(x')`.
 
     `x` [..., D] the residual stream (fp32 in the paper), `y` a layer's output; `scales` [4, D] the
-    rows a1, b1, a2, b2 (1, 0, 1, 0 at the start). x' has the dtype of `x`, its norm that of `y`.
+    rows a1, b1, a2, b2 (1, 0, 1, 0 at the start). x' has the dtype of `x`, its norm that of `y`;
+    `weight` is [D].
+
+    For blocks with learned residual scaling over an fp32 residual stream: a, b and the sum would
+    otherwise be passes of their own over the widest tensor of a layer.
     """
     if _fused(x, 4096):
         from . import fused

@@ -77,6 +77,7 @@ def _backward(
     config = backward_config(target, width, scales is not None)
     rows = x.numel() // width
     blocks = triton.cdiv(rows, config["BLOCK_R"])
+    # As many as fit the device at once: each leaves partial sums that somebody must add.
     programs = min(blocks, config.pop("PROGRAMS") * target.compute_units)
     dx = torch.empty_like(x)
     dy = None if scales is None or y is None else torch.empty_like(y)
@@ -106,7 +107,7 @@ def _backward(
 
 @torch.library.custom_op("moelstrom::rms_norm", mutates_args=())
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of `x` [..., D]."""
+    """RMSNorm of `x` [..., D] with `weight` [D], in the dtype of `x`."""
     return _forward(x, None, None, weight, eps)[1]
 
 
@@ -119,7 +120,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x + y, its RMSNorm)."""
+    """(x + y, its RMSNorm), both [..., D] as `x` and `y` of one dtype; `weight` [D]."""
     return _forward(x, y, None, weight, eps)
 
 
@@ -138,7 +139,8 @@ def norm_backward(
     weight: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients in the total (so in both addends) and in the weight."""
+    """Gradients in `total` [..., D] (so in both addends) and in `weight` [D], each in its dtype, of
+    those of both results, [..., D] (`d_total` None: zero)."""
     d, _, d_weight, _ = _backward(d_total, d_normed, total.contiguous(), None, None, weight, eps)
     return d, d_weight
 
@@ -158,7 +160,8 @@ def _(
 def scaled_add_rms_norm(
     x: torch.Tensor, y: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """((a1 x + b1) + (a2 y + b2), its RMSNorm)."""
+    """((a1 x + b1) + (a2 y + b2), its RMSNorm): [..., D] in the dtype of `x`, then in that of `y`;
+    `scales` [4, D] are a1, b1, a2 and b2, `weight` is [D]."""
     return _forward(x, y, scales.contiguous(), weight, eps)
 
 
@@ -179,7 +182,8 @@ def scaled_backward(
     weight: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients in x, y, scales and weight."""
+    """Gradients in `x`, `y` [..., D], `scales` [4, D] and `weight` [D], each in its dtype, of those
+    of both results, [..., D]."""
     x, y, scales = x.contiguous(), y.contiguous(), scales.contiguous()
     dx, dy, d_weight, d_scales = _backward(d_total, d_normed, x, y, scales, weight, eps)
     assert dy is not None and d_scales is not None
@@ -214,6 +218,7 @@ def _norm_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def _add_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    # The sum alone: its gradient is both addends', and the norm needs nothing else.
     _, _, weight, ctx.eps = inputs
     ctx.save_for_backward(output[0], weight)
 
@@ -226,6 +231,8 @@ def _add_backward(
 
 
 def _scaled_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    # Not the sum: the backward pass makes it again from the addends, which it must read anyway for
+    # the gradients of the scales.
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
 

@@ -91,6 +91,7 @@ def backward_kernel(
     d = tl.arange(0, BLOCK_D)
     inside = d < width
     w = _load(weight, d[None, :], inside[None, :])
+    # Added over the block's rows after the loop: in it that would be an exchange in every step.
     sum_w = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
     if scales is not None:
         a1, a2, b = _scales(scales, d, width)
@@ -98,6 +99,7 @@ def backward_kernel(
         sum_a2 = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
         sum_b = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
     blocks = tl.cdiv(rows, BLOCK_R)
+    # A fixed grid, so that the partial sums are as many as the programs, not as the rows.
     for block in tl.range(pid, blocks, tl.num_programs(0), num_stages=STAGES):
         row = block * BLOCK_R + tl.arange(0, BLOCK_R)
         mask = (row < rows)[:, None] & inside[None, :]
@@ -148,6 +150,7 @@ def finish_kernel(
     """`partial` of `backward_kernel` summed over its programs, always in one order, to `d_weight`
     [width] and `d_scales` [4, width] (a1, b1, a2, b2; None: none). The second axis of the grid
     goes over the 1 or 4 sums."""
+    # Atomics onto one row would need no such pass, but not repeat bit for bit.
     which = tl.program_id(1)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     stride = tl.num_programs(1) * width

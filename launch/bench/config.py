@@ -10,7 +10,7 @@ from ... import UserError
 from ...cluster.config import ClusterConfig
 from ...collectives_bench.config import CollectivesConfig
 from ...collectives_bench.hardware.config import HardwareConfig
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from ..config_errors import explain, load_yaml, set_value
 
 Kind = Literal["collectives", "hardware"]
@@ -103,7 +103,7 @@ def folder_of(kind: Kind, run: Run) -> Path:
     return Path(run.output or f"runs/bench-{kind}")
 
 
-def check_kind(report: Report, kind: str, path: Path) -> None:
+def check_kind(report: BenchReport, kind: str, path: Path) -> None:
     """Refuse a network's report where a device's belongs, and the reverse."""
     if report.kind != kind:
         raise UserError(f"{path}: is a report of {report.kind}; give one of {kind}")

@@ -5,14 +5,16 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from ... import UserError
+from ...collectives_bench import THRESHOLD
 from ...collectives_bench.analyse import analyse
-from ...collectives_bench.compare import THRESHOLD, Comparison, compare
-from ...collectives_bench.hardware.summary import summarise
+from ...collectives_bench.compare import Comparison, compare
+from ...collectives_bench.hardware.summary import caches, summarise
 from ...collectives_bench.report import csv, html, plots, tables
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from .config import COMPLETE, REPORT
 
 TABLE = "measurements.csv"
@@ -32,10 +34,10 @@ def prepare(folder: Path) -> None:
 
 
 def finish(
-    report: Report,
+    report: BenchReport,
     folder: Path,
     console: Console,
-    baseline: Report | None = None,
+    baseline: BenchReport | None = None,
     threshold: float = THRESHOLD,
 ) -> int:
     """Analyse, write every file, print the summary; returns the exit code.
@@ -60,12 +62,14 @@ def finish(
     return verdict(report, compared)
 
 
-def analyse_into(report: Report, baseline: Report | None, threshold: float) -> Comparison | None:
+def analyse_into(
+    report: BenchReport, baseline: BenchReport | None, threshold: float
+) -> Comparison | None:
     """Fill `report.analysis`; the comparison, where there is a baseline for a complete run."""
     if report.kind == "collectives":
         report.analysis = analyse(report)
     else:
-        report.analysis = {"hardware": summarise(report.hardware)}
+        report.analysis = {"hardware": summarise(report.hardware, caches(report))}
     if baseline is None or report.ended != COMPLETE:
         return None
     compared = compare(baseline, report, threshold)
@@ -73,14 +77,27 @@ def analyse_into(report: Report, baseline: Report | None, threshold: float) -> C
     return compared
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+def kept_comparison(report: BenchReport, source: Path) -> Comparison | None:
+    """The comparison that a report already holds. UserError where it is none."""
+    found = report.analysis.get("comparison")
+    if found is None:
+        return None
+    try:
+        return TypeAdapter(Comparison).validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("analysis", "comparison", *first["loc"])))
+        raise UserError(f"{source}: {where}: {first['msg']}; compare again") from None
+
+
+def draw(report: BenchReport, folder: Path) -> list[Path]:
     """Write the CSV, the plots and the page beside the JSON."""
     csv.write(report, folder / TABLE)
     html.write(report, folder / PAGE)
     return [folder / PAGE, folder / TABLE, *plots.save(report, folder)]
 
 
-def verdict(report: Report, compared: Comparison | None) -> int:
+def verdict(report: BenchReport, compared: Comparison | None) -> int:
     """The exit code, with what it rests on on stderr."""
     wrong = sum(c.wrong or 0 for c in report.collectives)
     failures = [report.ended] if report.ended != COMPLETE else []

@@ -14,7 +14,7 @@ from ...cluster.spec import USER_ERROR_EXIT, Event, Outcome, WorkerSpec
 from ...cluster.supervisor import run_group
 from ...collectives_bench.report.collect import Collector
 from ...collectives_bench.report.live import LiveView
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from .config import COMPLETE, REPORT, CollectivesRun, Kind, Run, folder_of, own_config
 from .measure import measure
 
@@ -46,13 +46,13 @@ class ReportRecorder:
         """Take one event of this process."""
         self({"kind": kind, **fields})
 
-    def fail(self, reason: str) -> Report:
+    def fail(self, reason: str) -> BenchReport:
         """The report of a run that failed at what it measured last."""
         return self.collector.end(f"failed at {self.collector.at}: {reason}")
 
 
-def _initial(kind: Kind, run: Run) -> Report:
-    return Report(
+def _initial(kind: Kind, run: Run) -> BenchReport:
+    return BenchReport(
         kind=kind,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -64,7 +64,7 @@ def _initial(kind: Kind, run: Run) -> Report:
     )
 
 
-def run_here(kind: Kind, run: Run, console: Console) -> Report:
+def run_here(kind: Kind, run: Run, console: Console) -> BenchReport:
     """Measure as rank 0 of env://, or as the one rank; the report also of a run that failed."""
     with ReportRecorder(kind, run, console) as recorder:
         try:
@@ -80,12 +80,12 @@ def run_here(kind: Kind, run: Run, console: Console) -> Report:
         return recorder.collector.end(COMPLETE)
 
 
-def run_under_ray(kind: Kind, run: Run, console: Console) -> Report:
+def run_under_ray(kind: Kind, run: Run, console: Console) -> BenchReport:
     """Start the ranks by Ray and watch them; the report also of a run that failed.
 
     UserError where no rank could begin (no cluster, no room) or one met a user's mistake.
     """
-    command = (sys.executable, "-m", "moelstrom.launch.bench.worker", kind)
+    command = (sys.executable, "-P", "-m", "moelstrom.launch.bench.worker", kind)
     # The config itself, so that no other node needs the file.
     spec = WorkerSpec((*command, "--json", run.model_dump_json()), run.ranks)
     with ReportRecorder(kind, run, console) as recorder:

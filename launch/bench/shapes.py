@@ -2,7 +2,7 @@
 
 import json
 
-from ...moe.sizing.products import expert_shapes, gemm_shapes
+from ...moe.sizing.work import expert_shapes, gemm_shapes
 from ...moe.vocabulary import sized
 from ..config import load
 from ..data.tokenizer import load_tokenizer

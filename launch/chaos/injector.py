@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...cluster.events import Spawned
 from ...cluster.spec import Event
+from ..train.records import StepRecord, heard
 from . import actions, control
 from .scenario import AnyFault, Corrupt, DiskFull, Hang, Kill, Nan, NodeLost, Scenario, Slow, Stop
 
@@ -86,13 +88,14 @@ class Injector:
 
     def _take(self, rank: int | None, event: Event) -> None:
         seen = self._seen
-        if event["kind"] == "spawned" and rank is not None:
-            if event["restart"] != seen.restart:
-                seen.pids, seen.nodes, seen.restart = {}, {}, event["restart"]
-            seen.pids[rank], seen.nodes[rank] = event["pid"], event["node"]
-            seen.began = seen.began or event["time"]
-        if event["kind"] == "step" and rank == 0:
-            seen.step, seen.stepped = event["step"], seen.restart
+        match heard(event):
+            case Spawned(restart=restart, pid=pid, node=node, time=began) if rank is not None:
+                if restart != seen.restart:
+                    seen.pids, seen.nodes, seen.restart = {}, {}, restart
+                seen.pids[rank], seen.nodes[rank] = pid, node
+                seen.began = seen.began or began
+            case StepRecord(step=step) if rank == 0:
+                seen.step, seen.stepped = step, seen.restart
 
     def _run(self) -> None:
         try:

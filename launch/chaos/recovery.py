@@ -6,9 +6,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...cluster.events import Known, Milestone, Spawned, wire
 from ...cluster.spec import Event
 from ..train.log import history, read
-from ..train.records import RunRecord, StepRecord
+from ..train.records import (
+    CheckpointNoteRecord,
+    Record,
+    ResumeRecord,
+    RolledBackRecord,
+    RunRecord,
+    SkippedRecord,
+    StepRecord,
+    heard,
+    to_json,
+)
 from ..train.rollback import passed_over
 from .injector import Injection
 
@@ -19,7 +30,11 @@ NOTICES = {
     "disk_full": {"checkpoint_note"},
 }
 """Kinds of event, or phases of the time line, by which a fault is noticed without a restart."""
-KEPT = {"timeline", "spawned", "run", "resume"}.union(*NOTICES.values())
+Told = Record | Known
+KEPT = (
+    *(Milestone, Spawned, RunRecord, ResumeRecord),
+    *(SkippedRecord, RolledBackRecord, CheckpointNoteRecord),
+)
 
 
 class Recorder:
@@ -27,15 +42,23 @@ class Recorder:
 
     def __init__(self) -> None:
         """Nothing has happened yet."""
-        self.events: list[Event] = []
+        self.told: list[tuple[int | None, Told]] = []
 
     def on_event(self, rank: int | None, event: Event) -> None:
         """Take an event of `run_group`."""
-        kind = event["kind"]
-        if kind == "step" and rank == 0:
-            self.events.append({"kind": kind, "time": event["time"], "step": event["step"]})
-        elif kind in KEPT:
-            self.events.append({**event, "rank": rank})
+        told = heard(event)
+        if isinstance(told, StepRecord) and rank == 0:
+            self.told.append((rank, StepRecord(step=told.step, time=told.time)))
+        elif isinstance(told, KEPT):
+            self.told.append((rank, told))
+
+    def as_json(self) -> list[Event]:
+        """Every event with its rank."""
+        return [{**_plain(told), "rank": rank} for rank, told in self.told]
+
+
+def _plain(told: Told) -> Event:
+    return to_json(told) if isinstance(told, Record) else wire(told)
 
 
 @dataclass(frozen=True)
@@ -103,25 +126,25 @@ def judge(
 ) -> Report:
     """The report of a run whose output is `folder`; `faults` is how many it should have met."""
     steps = {r.step: r for r in read(folder) if isinstance(r, StepRecord)}
-    times = [event["time"] for event in recorder.events] or [0.0]
+    events = [told for _, told in recorder.told]
+    times = [event.time for event in events] or [0.0]
     wall = max(times) - min(times)
-    restarts = [e["restart"] for e in recorder.events if e["kind"] == "timeline"]
     return Report(
         exit_code=exit_code,
         message=message,
         steps=max(steps, default=0),
-        restarts=max(restarts, default=0),
+        restarts=max((e.restart for e in events if isinstance(e, Milestone)), default=0),
         not_reached=faults - len(done),
         wall_s=wall,
         goodput=sum(r.step_s or 0.0 for r in steps.values()) / wall if wall else 0.0,
         samples=samples(list(steps.values()), passed_over(folder)),
-        recoveries=recoveries(recorder.events, done, steps_undone(folder), exit_code == 0),
-        events=recorder.events,
+        recoveries=recoveries(events, done, steps_undone(folder), exit_code == 0),
+        events=recorder.as_json(),
     )
 
 
 def recoveries(
-    events: Sequence[Event],
+    events: Sequence[Told],
     done: Sequence[Injection],
     undone: Sequence[tuple[float, int]],
     finished: bool,
@@ -130,20 +153,20 @@ def recoveries(
     ends = [fault.time for fault in done[1:]] + [float("inf")]
     found = []
     for fault, end in zip(done, ends, strict=True):
-        after = [event for event in events if fault.time <= event["time"] < end]
+        after = [event for event in events if fault.time <= event.time < end]
         lost = sum(steps for time, steps in undone if fault.time <= time < end)
         found.append(_recovery(fault, after, lost, finished))
     return found
 
 
-def _recovery(fault: Injection, after: Sequence[Event], lost: int, finished: bool) -> Recovery:
+def _recovery(fault: Injection, after: Sequence[Told], lost: int, finished: bool) -> Recovery:
     detected = _first(after, "detected")
     regrouped = _first(after, "regrouped", detected or fault.time)
     loaded = _first(after, "resume", regrouped)
     began = loaded if loaded is not None else _first(after, "run", regrouped)
     step = None if regrouped is None else _first(after, "step", began or regrouped)
     noticed = detected if detected is not None else _noticed(fault, after)
-    past = any(e["kind"] == "step" and e["step"] > fault.step for e in after)
+    past = any(isinstance(e, StepRecord) and e.step > fault.step for e in after)
     return Recovery(
         fault=fault,
         overcome=past or finished,
@@ -156,18 +179,22 @@ def _recovery(fault: Injection, after: Sequence[Event], lost: int, finished: boo
     )
 
 
-def _first(events: Iterable[Event], name: str, after: float | None = 0.0) -> float | None:
+def _first(events: Iterable[Told], name: str, after: float | None = 0.0) -> float | None:
     """When the first event of this kind, or phase of the time line, came at or after a time."""
     if after is None:
         return None
-    found = (e["time"] for e in events if name in (e["kind"], e.get("phase")))
+    found = (e.time for e in events if name in _names(e))
     return min((time for time in found if time >= after), default=None)
 
 
-def _noticed(fault: Injection, events: Iterable[Event]) -> float | None:
+def _noticed(fault: Injection, events: Iterable[Told]) -> float | None:
     signs = NOTICES.get(fault.kind, set())
-    found = [e["time"] for e in events if {e["kind"], e.get("phase")} & signs]
-    return min(found, default=None)
+    return min((e.time for e in events if _names(e) & signs), default=None)
+
+
+def _names(event: Told) -> set[str]:
+    """What an event may be asked for by."""
+    return {event.kind, event.phase} if isinstance(event, Milestone) else {event.kind}
 
 
 def _between(start: float | None, end: float | None) -> float | None:

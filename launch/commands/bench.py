@@ -3,17 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...collectives_bench import bucket
-from ...collectives_bench.compare import THRESHOLD, compare
-from ...collectives_bench.report.units import count
-from ...collectives_bench.schema import Report, read
-from .. import config, terminal
-from ..bench import config as bench_config
-from ..bench.config import Kind, check_kind
+from ...collectives_bench import THRESHOLD
+from .. import terminal
+
+if TYPE_CHECKING:
+    from ...collectives_bench.schema import BenchReport
+    from ..bench.config import Kind
 
 app = typer.Typer(
     help="Measure the network and the devices.", no_args_is_help=True, add_completion=False
@@ -39,6 +38,8 @@ BaselineOption = Annotated[
 ThresholdOption = Annotated[
     float, typer.Option("--threshold", help="Share of time that counts as slower.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+JsonFileOption = Annotated[Path | None, typer.Option("--out", help="File to write the JSON to.")]
 
 
 @app.command()
@@ -57,6 +58,8 @@ def collectives(
     ] = None,
 ) -> None:
     """Sweep collectives over sizes and groups; 1 for a fault, a wrong result or a regression."""
+    from .. import config
+
     if bucket_into:
         config.load(str(bucket_into))
     sets = _sets(overrides, nproc, address, launcher, out)
@@ -95,15 +98,16 @@ def redraw(
 ) -> None:
     """Analyse a report again, and draw its CSV, plots and page."""
     from ...collectives_bench.report import tables
-    from ..bench.report import analyse_into, draw, prepare, say
+    from ...collectives_bench.schema import read
+    from ..bench.report import analyse_into, draw, kept_comparison, prepare, say
 
     report, console = read(source), terminal.console()
+    compared = kept_comparison(report, source)
     folder = out or source.parent
     prepare(folder)
-    compared = report.analysis.get("comparison")
     analyse_into(report, None, THRESHOLD)
     if compared:
-        report.analysis["comparison"] = compared
+        report.analysis["comparison"] = asdict(compared)
     paths = draw(report, folder)
     for grid in tables.summary(report):
         console.print(grid.to_rich())
@@ -115,18 +119,22 @@ def compare_reports(
     old: Annotated[Path, typer.Argument(help="The baseline's report.json.")],
     new: Annotated[Path, typer.Argument(help="The report.json to judge.")],
     threshold: ThresholdOption = THRESHOLD,
-    as_json: Annotated[bool, typer.Option("--json", help="Every row as JSON.")] = False,
+    as_json: JsonOption = False,
+    out: JsonFileOption = None,
 ) -> None:
     """Hold one report against another; 1 if anything became slower, wrong or is missing."""
+    from ...collectives_bench.compare import compare
     from ...collectives_bench.report import tables
+    from ...collectives_bench.schema import read
+    from ..bench.config import check_kind
     from ..bench.report import say
 
+    terminal.check_writable("--out", out)
     before, after = read(old), read(new)
     check_kind(before, after.kind, old)
     found = compare(before, after, threshold)
-    if as_json:
-        print(json.dumps(asdict(found), indent=1))
-    else:
+    terminal.write_json(asdict(found), as_json, out)
+    if not as_json:
         console = terminal.console()
         console.print(tables.comparison(asdict(found)).to_rich())
         for line in (*found.notes, found.verdict):
@@ -145,18 +153,29 @@ def predict_steps(
     compute_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds of a step's computation.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: JsonOption = False,
+    out: JsonFileOption = None,
 ) -> None:
-    """Predict a training step's communication on any number of ranks from a report's fits."""
-    from ..bench.predict import default_counts, predict, table
+    """Predict a training step's communication on any number of ranks from a report's fits.
 
+    What the report cannot tell stays empty, and the measurement that is missing is named.
+    """
+    from ...collectives_bench.schema import read
+    from .. import config
+    from ..bench.config import check_kind
+    from ..bench.predict import default_counts, gaps, predict, table
+    from ..bench.report import say
+
+    terminal.check_writable("--out", out)
     report, run = read(source), config.load(training)
     check_kind(report, "collectives", source)
     points = predict(report, run, per_node, ranks or default_counts(per_node, run.layout.ep))
-    if as_json:
-        print(json.dumps([{**asdict(p), "total_s": p.total_s} for p in points], indent=1))
-    else:
-        terminal.console().print(table(points, compute_s).to_rich())
+    terminal.write_json([point.as_json() for point in points], as_json, out)
+    if not as_json:
+        console = terminal.console()
+        console.print(table(points, compute_s).to_rich())
+        for line in gaps(points):
+            say(console, line)
 
 
 def _sets(
@@ -178,16 +197,19 @@ def _sets(
 
 
 def _bench(
-    kind: Kind, source: str | None, sets: list[str], baseline: Path | None, threshold: float
-) -> Report:
+    kind: "Kind", source: str | None, sets: list[str], baseline: Path | None, threshold: float
+) -> "BenchReport":
     """Measure and finish; leaves with the exit code unless that is 0."""
+    from ...collectives_bench.report.units import count
+    from ...collectives_bench.schema import read
+    from ..bench import config as bench_config
     from ..bench.report import finish, prepare, say
 
     run = bench_config.load(kind, source, sets)
     # Every mistake before the first worker: a sweep may take long.
     before = None if baseline is None else read(baseline)
     if before and baseline:
-        check_kind(before, kind, baseline)
+        bench_config.check_kind(before, kind, baseline)
     folder, console = bench_config.folder_of(kind, run), terminal.console()
     ranks = run.ranks
     prepare(folder)
@@ -202,7 +224,8 @@ def _bench(
     return report
 
 
-def _write_bucket(report: Report, path: Path) -> None:
+def _write_bucket(report: "BenchReport", path: Path) -> None:
+    from ...collectives_bench import bucket
     from ..bench.report import say
 
     choice = bucket.choose(report)

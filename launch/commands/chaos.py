@@ -81,9 +81,11 @@ def _faults(
 
 def _train(run: "RunConfig", faults: "Scenario", console: "Console") -> "Report":
     from ..chaos.run import train_under_faults
+    from ..train.sole import sole
     from ..train.start import prepare
 
-    return train_under_faults(run, prepare(run), faults, console)
+    with sole(run.folder):
+        return train_under_faults(run, prepare(run), faults, console)
 
 
 def _show(report: "Report", folder: Path, as_json: bool) -> None:

@@ -1,8 +1,10 @@
 """`moelstrom ckpt`: look into checkpoints, compare them, and give them another layout."""
 
 import json
+import math
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Checkpoints.", no_args_is_help=True, add_completion=False)
 
 SHOWN_FILES = 16
+WORST = 10
+WEIGHTS = "model/"
 
 Folder = Annotated[
     Path,
@@ -123,6 +127,10 @@ def diff(
     b: Folder,
     model: ModelOption = None,
     readers: ReadersOption = READERS,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Of the model only, not the optimizer or the rest.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every difference, not the worst.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Whether two checkpoints hold the same state, in whatever layouts; 1 if not."""
@@ -132,13 +140,19 @@ def diff(
     one, other = open_checkpoint(a, model), open_checkpoint(b, model)
     with terminal.byte_progress("comparing") as progress:
         found = differences(one, other, readers, progress)
+    if weights:
+        found = [d for d in found if d.name.startswith(WEIGHTS)]
+    # Those that have no number differ most of all: a tensor that one side lacks.
+    found.sort(key=lambda d: math.inf if d.max_abs is None else d.max_abs, reverse=True)
     rows = [
         {"name": d.name, "what": d.what, "max_abs": d.max_abs, "elements": d.count} for d in found
     ]
     if as_json:
         print(json.dumps({"equal": not rows, "differences": rows}, indent=2))
     elif rows:
-        terminal.console().print(_differences_table(rows))
+        _show_differences(rows, len(rows) if every else WORST)
+    elif weights:
+        print(f"equal weights: {sum(name.startswith(WEIGHTS) for name in one.tensors)} tensors")
     else:
         print(f"equal: {len(one.tensors)} tensors, {label(state_bytes(one))}")
     if rows:
@@ -212,6 +226,16 @@ def _differences_table(rows: list[dict[str, Any]]) -> Table:
         gap = "" if row["max_abs"] is None else f"{row['max_abs']:.4g}"
         table.add_row(row["name"], row["what"], count, gap)
     return table
+
+
+def _show_differences(rows: list[dict[str, Any]], shown: int) -> None:
+    """How many of each group differ, then the worst of them."""
+    console, groups = terminal.console(), Counter(row["name"].rpartition("/")[0] for row in rows)
+    summary = ", ".join(f"{name or 'other'} {count:,}" for name, count in sorted(groups.items()))
+    console.print(f"{len(rows):,} differences: {summary}", markup=False, highlight=False)
+    console.print(_differences_table(rows[:shown]))
+    if len(rows) > shown:
+        console.print(f"the worst {shown} of {len(rows):,}; --all shows the rest")
 
 
 def _show_plan(plan: "Plan", out: Path, as_json: bool) -> None:

@@ -3,19 +3,20 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ... import UserError
-from ...kernels import registry
-from ...kernels.check import CompileJob, Verdict, check_all, forms, jobs
-from ...kernels.roofline import LABEL, Estimate, estimate
-from ...kernels.targets import TARGETS, find
 from .. import terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...kernels.check import CompileJob, Verdict
+    from ...kernels.roofline import Estimate
+
+    Row = tuple[Verdict, Estimate | None]
 
 app = typer.Typer(help="The Triton kernels.", no_args_is_help=True, add_completion=False)
 
@@ -28,29 +29,32 @@ def _group() -> None:
 @app.command()
 def check(
     target: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(TARGETS)}; none: all.")
+        list[str] | None, typer.Option(help="For example gfx942 or sm90; none: all.")
     ] = None,
     operator: Annotated[
         list[str] | None, typer.Option(help="For example grouped_mlp; none: all.")
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Write every fact here.")
-    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every fact as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; none: one a core.")] = None,
 ) -> None:
     """Compile every kernel for every target without a GPU; 1 if any breaks a rule."""
     _need_triton()
-    terminal.check_writable("--json", json_path)
+    from ...kernels import registry
+    from ...kernels.check import jobs
+    from ...kernels.targets import TARGETS, find
+
+    terminal.check_writable("--out", out)
     targets = [find(name).name for name in target] if target else list(TARGETS)
     todo = jobs(targets, registry.modules(operator))
     results = _run(todo, workers)
     rows = [(verdict, _estimate(job, verdict)) for job, verdict in results]
-    console = terminal.console()
-    console.print(_table(rows))
     failed = sum(bool(verdict.problems) for verdict, _ in rows)
-    if json_path:
-        json_path.write_text(json.dumps(_as_json(targets, rows), indent=2) + "\n", encoding="utf-8")
-    console.print(f"{len(rows)} compiled forms, {failed} failed")
+    terminal.write_json(_as_json(targets, rows), as_json, out)
+    if not as_json:
+        console = terminal.console()
+        console.print(_table(rows))
+        console.print(f"{len(rows)} compiled forms, {failed} failed")
     if failed:
         raise typer.Exit(1)
 
@@ -133,6 +137,8 @@ def _need_gpu(command: str, subject: str) -> None:
 
 def _save(results: dict[str, Any], out: Path | None, prefix: str, suffix: str) -> Path:
     """Write the record to `out`, or to kernels/results/ under the GPU's name."""
+    from ...kernels import registry
+
     name = prefix + results["gpu"]["name"].lower().replace(" ", "-") + suffix
     path = out or Path(registry.__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -150,7 +156,18 @@ def _need_triton() -> None:
         raise UserError("TRITON_INTERPRET=1 interprets kernels: unset it to compile them")
 
 
-def _run(todo: list[CompileJob], workers: int | None) -> list[tuple[CompileJob, Verdict]]:
+def _run(todo: "list[CompileJob]", workers: int | None) -> "list[tuple[CompileJob, Verdict]]":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    from ...kernels.check import check_all
+
     columns = TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     found: dict[CompileJob, Verdict] = {}
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -161,13 +178,21 @@ def _run(todo: list[CompileJob], workers: int | None) -> list[tuple[CompileJob, 
     return [(job, found[job]) for job in todo]
 
 
-def _estimate(job: CompileJob, verdict: Verdict) -> Estimate | None:
+def _estimate(job: "CompileJob", verdict: "Verdict") -> "Estimate | None":
+    from ...kernels.check import forms
+    from ...kernels.roofline import estimate
+    from ...kernels.targets import TARGETS
+
     if verdict.found is None:
         return None
     return estimate(forms(job.target, job.module)[job.index], verdict.found, TARGETS[job.target])
 
 
-def _table(rows: list[tuple[Verdict, Estimate | None]]) -> Table:
+def _table(rows: "list[Row]") -> "Table":
+    from rich.table import Table
+
+    from ...kernels.roofline import LABEL
+
     table = Table(title="Portability gate", title_justify="left")
     for name in ("operator", "shape", "config", "target"):
         table.add_column(name, overflow="fold")
@@ -181,7 +206,7 @@ def _table(rows: list[tuple[Verdict, Estimate | None]]) -> Table:
     return table
 
 
-def _cells(verdict: Verdict, expected: Estimate | None) -> list[str]:
+def _cells(verdict: "Verdict", expected: "Estimate | None") -> list[str]:
     found = verdict.found
     facts = ["-"] * 5
     if found:
@@ -192,7 +217,7 @@ def _cells(verdict: Verdict, expected: Estimate | None) -> list[str]:
     return [*names, *facts, _rate(expected), "; ".join(verdict.problems) or "ok"]
 
 
-def _rate(expected: Estimate | None) -> str:
+def _rate(expected: "Estimate | None") -> str:
     if expected is None:
         return "-"
     if expected.flops_rate:
@@ -200,8 +225,10 @@ def _rate(expected: Estimate | None) -> str:
     return f"{expected.byte_rate / 1e9:,.0f} GB/s"
 
 
-def _as_json(targets: list[str], rows: list[tuple[Verdict, Estimate | None]]) -> dict[str, Any]:
+def _as_json(targets: list[str], rows: "list[Row]") -> dict[str, Any]:
     import triton
+
+    from ...kernels.targets import TARGETS
 
     return {
         "triton": triton.__version__,

@@ -1,6 +1,5 @@
 """`moelstrom size`: what shape, micro-batch and layout to train on given devices."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,10 +11,10 @@ from ... import UserError
 from .. import terminal
 
 if TYPE_CHECKING:
-    from ...collectives_bench.schema import Report
-    from ...moe.sizing.adviser import Proposal, Question
+    from ...collectives_bench.schema import BenchReport
     from ...moe.sizing.communication import Communication
     from ...moe.sizing.curves import Curves
+    from ...moe.sizing.proposal import Proposal, Question
     from ...moe.sizing.shapes import Budget
 
 _FORM = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([KMBT]?)", re.IGNORECASE)
@@ -59,8 +58,9 @@ def size(
     head_dim: Annotated[int | None, typer.Option(min=64, max=256, help="Fix it.")] = None,
     compare: Annotated[list[str] | None, typer.Option(help="A known model: zaya1.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=24, help="Proposals to show.")] = 5,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Write every figure here.")
+    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File to write the JSON to.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw a PNG here.")] = None,
     write: Annotated[
@@ -68,13 +68,14 @@ def size(
     ] = None,
 ) -> None:
     """Propose model shapes, micro-batch and layout for a budget, and predict what they cost."""
-    from ...moe.sizing.adviser import Question, advise
+    from ...moe.sizing.adviser import advise
+    from ...moe.sizing.proposal import Question
     from ...moe.sizing.shapes import Fixed
     from ...moe.sizing.step import Training
     from ..size import show as size_show
     from ..size.advice import Advice
 
-    for option, path in (("--json", json_path), ("--plot", plot), ("--write", write)):
+    for option, path in (("--out", out), ("--plot", plot), ("--write", write)):
         terminal.check_writable(option, path)
     budget, rule = _budget(params, active, flops)
     measured = _report(collectives, "collectives")
@@ -97,13 +98,14 @@ def size(
     found = advise(question, curves, network, compare or (), limit)
     advice = Advice(question, found, curves.label, network.label)
     console = terminal.console()
-    console.print(size_show.view(advice))
-    if json_path:
-        json_path.write_text(json.dumps(advice.as_json(), indent=1) + "\n", encoding="utf-8")
+    terminal.write_json(advice.as_json(), as_json, out)
+    if not as_json:
+        console.print(size_show.view(advice))
     if plot:
         size_show.draw(advice, plot)
     if write:
         write.write_text(size_show.recipe(advice, found[0], _tokens(flops, found[0])), "utf-8")
+    if write and not as_json:
         console.print(size_show.train_command(write), soft_wrap=True)
 
 
@@ -149,7 +151,7 @@ def _batch(text: str, seq_len: int, gpus: int) -> int:
     return seq_len * gpus * 2 ** max(0, round(math.log2(each)))
 
 
-def _report(path: Path | None, kind: str) -> "Report | None":
+def _report(path: Path | None, kind: str) -> "BenchReport | None":
     from ...collectives_bench.schema import read
 
     if path is None:
@@ -162,7 +164,7 @@ def _report(path: Path | None, kind: str) -> "Report | None":
     return report
 
 
-def _curves(report: "Report | None", target: str | None, memory: str | None) -> "Curves":
+def _curves(report: "BenchReport | None", target: str | None, memory: str | None) -> "Curves":
     from dataclasses import replace
 
     from ...kernels.targets import find
@@ -177,7 +179,10 @@ def _curves(report: "Report | None", target: str | None, memory: str | None) -> 
 
 
 def _network(
-    report: "Report | None", device: "Report | None", target: str | None, question: "Question"
+    report: "BenchReport | None",
+    device: "BenchReport | None",
+    target: str | None,
+    question: "Question",
 ) -> "Communication":
     from ...kernels.targets import find
     from ..size.curves import device_target
@@ -196,10 +201,10 @@ def _network(
     return of_data_sheet(links, question.per_node, question.engine)
 
 
-def _engine(report: "Report | None") -> "tuple[Any, str]":
+def _engine(report: "BenchReport | None") -> "tuple[Any, str]":
     """The engine's section with the bucket that the report shows, and what that rests on."""
     from ...collectives_bench.bucket import choose
-    from ...moe.sizing.adviser import ENGINE
+    from ...moe.sizing.proposal import ENGINE
 
     if report is None:
         return ENGINE, "the default"

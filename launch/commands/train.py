@@ -76,16 +76,21 @@ def _dry_run(run: "RunConfig", as_json: bool) -> None:
 def _train(run: "RunConfig", console: "Console") -> bool:
     """Whether the run came to its end, and did not leave on SIGTERM."""
     from ..train import start
+    from ..train.sole import sole
 
-    resolved = start.prepare(run)
-    if run.cluster.launcher == "none":
-        return _train_here(run, console)
-    return _ended(run, start.train_under_ray(run, resolved, console))
+    # Before there is a folder: a refused start leaves none.
+    start.check(run)
+    with sole(run.folder):
+        resolved = start.prepare(run)
+        if run.cluster.launcher == "none":
+            return _train_here(run, console)
+        return _ended(run, start.train_under_ray(run, resolved, console))
 
 
 def _train_here(run: "RunConfig", console: "Console") -> bool:
     """Train as the one rank, in this process."""
     from ...cluster.events import EventWriter
+    from ...moe.checkpoint.commit import CheckpointError
     from ..train.progress import Display
     from ..train.rollback import RollBackError
     from ..worker import run as run_worker
@@ -97,6 +102,9 @@ def _train_here(run: "RunConfig", console: "Console") -> bool:
             except RollBackError:
                 # `health.max_rollbacks` bounds it.
                 continue
+            except CheckpointError as error:
+                print(f"failed: {error}", file=sys.stderr)
+                raise typer.Exit(1) from None
 
 
 def _ended(run: "RunConfig", outcome: "Outcome") -> bool:

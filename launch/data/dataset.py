@@ -3,16 +3,21 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ... import UserError
 from ...moe.config import NonNegative, Positive, Section
+from .files import read_regular
 from .indexed import IndexedReader
+from .tokenizer import MAX_VOCAB
 
 MANIFEST = "dataset.json"
+DOMAIN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""A domain's name becomes a file name."""
 Split = Literal["train", "valid"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
 
 
 class TokenizerInfo(Section):
@@ -20,16 +25,22 @@ class TokenizerInfo(Section):
 
     name: str
     fingerprint: str
-    vocab_size: Positive
+    vocab_size: Annotated[int, Field(gt=0, le=MAX_VOCAB)]
     eod: NonNegative
+
+    @model_validator(mode="after")
+    def _check_eod(self) -> "TokenizerInfo":
+        if self.eod >= self.vocab_size:
+            raise ValueError(f"eod is {self.eod}, beyond vocab_size {self.vocab_size}")
+        return self
 
 
 class SplitInfo(Section):
-    """One split of a domain: its size, and its two files."""
+    """One split of a domain: its size, and its two files. Nothing may be held out."""
 
-    documents: Positive
-    tokens: Positive
-    bin_bytes: Positive
+    documents: NonNegative
+    tokens: NonNegative
+    bin_bytes: NonNegative
     idx_bytes: Positive
     bin_sha256: str
 
@@ -41,6 +52,8 @@ class DomainInfo(Section):
     valid: SplitInfo
     duplicates: NonNegative
     skipped: NonNegative
+    divided: bool = False
+    """Whether the last document was cut in two, since one split had none."""
 
 
 class Manifest(Section):
@@ -49,7 +62,7 @@ class Manifest(Section):
     format_version: Literal[1] = 1
     tokenizer: TokenizerInfo
     valid_fraction: float
-    domains: dict[str, DomainInfo]
+    domains: Annotated[dict[Annotated[str, Field(pattern=DOMAIN)], DomainInfo], Field(min_length=1)]
 
 
 class Dataset:
@@ -84,13 +97,19 @@ class Dataset:
                     f"{path}: it has {size} bytes, but {MANIFEST} says {expected}; prepare the "
                     "dataset again or restore the file"
                 )
+        for what, found in (("documents", len(reader)), ("tokens", len(reader.tokens))):
+            if found != getattr(info, what):
+                raise UserError(
+                    f"{reader.idx_path}: it counts {found} {what}, but {MANIFEST} says "
+                    f"{getattr(info, what)}; prepare the dataset again or restore the file"
+                )
         return reader
 
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return Manifest.model_validate_json(read_regular(file))
     except FileNotFoundError as error:
         what = f"has no {MANIFEST}" if path.is_dir() else "is not a folder"
         raise UserError(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ... import UserError
+from .files import open_regular
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -31,6 +32,7 @@ DTYPES: dict[int, np.dtype] = {
 }
 """Integer dtypes by Megatron's code (6 and 7 are floats, no tokens)."""
 MAX_LENGTH = 2**31 - 1
+COPY_BYTES = 2**24
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -124,9 +126,10 @@ class IndexedReader:
     def _map(self, path: Path) -> np.ndarray:
         """The file's bytes as [size] uint8; an empty file cannot be mapped."""
         try:
-            if path.stat().st_size == 0:
-                return np.zeros(0, dtype=np.uint8)
-            return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    return np.zeros(0, dtype=np.uint8)
+                return np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
         except OSError as error:
             raise self._damaged(path, f"cannot be read ({error.strerror})") from error
 
@@ -146,13 +149,14 @@ class IndexedWriter:
         self.tokens = 0
         self.documents = 0
         self._lengths = array("i")
+        self._bounds = array("q", [0])
         self._hash = hashlib.sha256()
         suffix = f".{uuid.uuid4().hex[:8]}.tmp"
         self._paths = [
             (prefix.with_name(prefix.name + kind + suffix), prefix.with_name(prefix.name + kind))
             for kind in (".bin", ".idx")
         ]
-        self._file = self._paths[0][0].open("wb")
+        self._file = self._paths[0][0].open("w+b")
 
     def __enter__(self) -> "IndexedWriter":
         return self
@@ -170,8 +174,9 @@ class IndexedWriter:
         for temporary, _ in self._paths:
             temporary.unlink(missing_ok=True)
 
-    def add(self, tokens: np.ndarray) -> None:
-        """Append one document of 1-D `tokens`, as one sequence. ValueError if an id overflows."""
+    def add(self, tokens: np.ndarray, *, last: bool = True) -> None:
+        """Append one sequence of 1-D `tokens`, the `last` one of its document or not. ValueError if
+        an id overflows."""
         values = tokens.astype(self.dtype)
         if values.size > MAX_LENGTH:
             raise UserError(
@@ -184,7 +189,43 @@ class IndexedWriter:
         self._hash.update(data)
         self._lengths.append(values.size)
         self.tokens += values.size
-        self.documents += 1
+        if last:
+            self._bounds.append(len(self._lengths))
+            self.documents += 1
+
+    @property
+    def last_length(self) -> int:
+        """Tokens of the last document."""
+        first, end = self._bounds[-2:]
+        return sum(self._lengths[first:end])
+
+    def move_tail(self, count: int, end: int, other: "IndexedWriter") -> None:
+        """Make the last `count` tokens, fewer than the last document has, a document of `other`;
+        the token `end` takes their place."""
+        size = self.dtype.itemsize
+        keep = (self.tokens - count) * size
+        self._file.seek(keep)
+        while block := self._file.read(COPY_BYTES):
+            moved = np.frombuffer(block, dtype=self.dtype)
+            other.add(moved, last=self._file.tell() == self.tokens * size)
+        self._truncate(keep)
+        self._bounds.pop()
+        self.documents -= 1
+        while count:
+            cut = min(count, self._lengths[-1])
+            self._lengths[-1] -= cut
+            count -= cut
+            if not self._lengths[-1]:
+                self._lengths.pop()
+        self.add(np.array([end]))
+
+    def _truncate(self, size: int) -> None:
+        self._file.truncate(size)
+        self._file.seek(0)
+        self._hash = hashlib.sha256()
+        while block := self._file.read(COPY_BYTES):
+            self._hash.update(block)
+        self.tokens = size // self.dtype.itemsize
 
     @property
     def sha256(self) -> str:
@@ -209,10 +250,10 @@ class IndexedWriter:
         pointers = np.zeros(count, dtype="<i8")
         np.cumsum(lengths[:-1], out=pointers[1:])
         pointers *= self.dtype.itemsize
-        index.write(HEADER.pack(MAGIC, VERSION, code, count, count + 1))
+        index.write(HEADER.pack(MAGIC, VERSION, code, count, len(self._bounds)))
         index.write(lengths.tobytes())
         index.write(pointers.tobytes())
-        index.write(np.arange(count + 1, dtype="<i8").tobytes())
+        index.write(np.frombuffer(self._bounds, dtype=np.int64).astype("<i8").tobytes())
 
     @staticmethod
     def _sync(file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """Micro-batches of one data-parallel rank."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,21 @@ class Loader:
     the next `global_batch_size` samples of it, whatever the number of ranks. Raises UserError.
     """
 
-    def __init__(self, config: DataConfig, *, seed: int, dp_rank: int, dp_size: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        dp_rank: int,
+        dp_size: int,
+        run_folder: Path | None = None,
+    ) -> None:
         self.config = config
         self.seed = seed
         self.dp_rank = dp_rank
         self.dp_size = dp_size
-        self.dataset = load_dataset(config)
+        # One rank looks at the ids for all: where `train` started the run, it has already.
+        self.dataset = load_dataset(config, check=dp_rank == 0, run_folder=run_folder)
         self.domains = self.dataset.domains
         self.vocab_size = self.dataset.vocab_size
         self.microbatches = microbatches(config.global_batch_size, config.micro_batch_size, dp_size)

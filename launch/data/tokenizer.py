@@ -1,7 +1,8 @@
 """Text to token ids."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 import tokenizers
 
 from ... import UserError
+from .files import read_regular
 
 EOD_TOKENS = (
     "<|endoftext|>",
@@ -21,6 +23,8 @@ EOD_TOKENS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek
 )
 """Names that common tokenizers give the token ending a document, by preference."""
+MAX_VOCAB = 2**24
+"""Ids beyond are a damaged file's: no model has such an embedding."""
 
 
 class Tokenizer(Protocol):
@@ -33,7 +37,7 @@ class Tokenizer(Protocol):
     """SHA-256 of what defines the tokenizer."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, 1-D, without `eod`."""
+        """Ids of each text, 1-D, without `eod`, whatever the text spells. Raises UserError."""
         ...
 
 
@@ -55,28 +59,72 @@ class HFTokenizer:
 
     def __init__(self, path: Path) -> None:
         content = _read(path)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises a bare Exception
-            raise UserError(
-                f"data.tokenizer: {path} is not a tokenizer.json ({error}); give the file that "
-                "`Tokenizer.save` of the tokenizers library writes"
-            ) from error
-        # A saved file may hold settings that cut or pad texts; a document is kept whole.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # A document that spells out a special token must not end early.
-        self._tokenizer.encode_special_tokens = True
-        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._path = path
         self.name = path.name
-        self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.eod = _find_eod(path, vocab)
         self.fingerprint = hashlib.sha256(content).hexdigest()
+        with self._library("is not a tokenizer.json", "give the file that `Tokenizer.save` writes"):
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            # A saved file may hold settings that cut or pad texts; a document is kept whole.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+            self.vocab_size = _vocab_size(path, vocab)
+            self._end = _find_end(path, vocab)
+            self.eod = vocab[self._end]
+            # A document that spells out its end must not end early: special tokens in a text are
+            # plain text to the library, and some files do not call theirs special.
+            self._tokenizer.add_special_tokens([tokenizers.AddedToken(self._end)])
+            self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, 1-D int64; the library spreads the texts over the cores."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+        ids = self._encode(texts)
+        for i, text in enumerate(texts):
+            if (ids[i] == self.eod).any():
+                ids[i] = self._apart(text)
+        return ids
+
+    def _apart(self, text: str) -> np.ndarray:
+        """Ids of a text in which the model itself, not an added token, knows the end's name: each
+        is read in two parts."""
+        head, tail = self._end[:1], self._end[1:]
+        cut = text.split(self._end)
+        parts = [
+            (tail if i else "") + part + (head if i < len(cut) - 1 else "")
+            for i, part in enumerate(cut)
+        ]
+        ids = np.concatenate(self._encode(parts))
+        if (ids == self.eod).any():
+            raise UserError(
+                f"data.tokenizer: {self._path} makes its end of a document, {self._end}, out "
+                f"of ordinary text (`{text[:40]}`...); give it an end that its model does not know"
+            )
+        return ids
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        with self._library("cannot encode a document", "give one that takes any text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+        top = max((int(part.max()) for part in ids if part.size), default=0)
+        if top >= self.vocab_size:
+            raise UserError(
+                f"data.tokenizer: {self._path} makes id {top}, but its vocabulary ends at "
+                f"{self.vocab_size - 1}; mend its unk_id, or save the tokenizer again"
+            )
+        return ids
+
+    @contextmanager
+    def _library(self, what: str, fix: str) -> Iterator[None]:
+        """Make the library's refusals the user's mistake."""
+        try:
+            yield
+        except UserError:
+            raise
+        except BaseException as error:
+            # A panic of the library's Rust code is a BaseException of a class it does not export.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"data.tokenizer: {self._path} {what} ({error}); {fix}") from error
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
@@ -93,7 +141,7 @@ def tokenizer_fingerprint(spec: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise UserError(
             f"data.tokenizer: cannot read {path} ({error.strerror}); give `byte` or the path of a "
@@ -101,10 +149,20 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _find_eod(path: Path, vocab: dict[str, int]) -> int:
+def _vocab_size(path: Path, vocab: dict[str, int]) -> int:
+    size = max(vocab.values(), default=-1) + 1
+    if size > MAX_VOCAB:
+        raise UserError(
+            f"data.tokenizer: {path} has {len(vocab)} tokens, but an id of {size - 1}; number its "
+            f"tokens from 0, below {MAX_VOCAB}"
+        )
+    return size
+
+
+def _find_end(path: Path, vocab: dict[str, int]) -> str:
     for token in EOD_TOKENS:
         if token in vocab:
-            return vocab[token]
+            return token
     raise UserError(
         f"data.tokenizer: {path} has no token that ends a document; add one of "
         f"{', '.join(EOD_TOKENS[:4])} as a special token"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from ...collectives_bench.fit import fit_report
 from ...collectives_bench.network import Group, Network
 from ...collectives_bench.predict import RankLayout, StepVolume, predict
-from ...collectives_bench.schema import Report
+from ...collectives_bench.schema import BenchReport
 from ...kernels.targets import Target
 from ...moe.config import EngineConfig, LayoutConfig, ModelConfig
-from ...moe.model import layer_kinds
 from ...moe.sizing.communication import Traffic
 from ...moe.sizing.counts import count_parameters
 from ...moe.sizing.memory import WIDTHS
+from ...moe.sizing.work import expert_layers
 
 LINKS = {"gfx90a": 50e9, "gfx942": 64e9, "gfx950": 76.8e9}
 """Bytes/s of one xGMI link in one direction, and every pair of a node's GPUs has one (MI300X: arXiv
@@ -74,13 +74,26 @@ class Predicted:
         recompute: bool,
     ) -> Traffic:
         """One step. UserError where the layout does not fit the nodes, or a fit is missing."""
+        step, ranks = self.question(model, layout, tokens, microbatches, recompute)
+        parts = predict(self.network, step, ranks).parts
+        return Traffic(parts["gradients"], parts["weights"], parts["tokens"])
+
+    def question(
+        self,
+        model: ModelConfig,
+        layout: LayoutConfig,
+        tokens: int,
+        microbatches: int,
+        recompute: bool,
+    ) -> tuple[StepVolume, RankLayout]:
+        """What one rank communicates in a step, and among whom."""
         counts = count_parameters(model)
         step = StepVolume(
             dense=counts.total - counts.experts,
             experts=counts.experts // layout.ep,
             width=WIDTHS[self.engine.precision],
             bucket_bytes=self.engine.bucket_mb << 20,
-            moe_layers=sum(ffn == "moe" for _, ffn in layer_kinds(model)),
+            moe_layers=sum(layer.count for layer in expert_layers(model, tokens)),
             num_experts=model.moe.num_experts,
             top_k=model.moe.top_k,
             hidden=model.hidden_size,
@@ -89,17 +102,14 @@ class Predicted:
             sharded=layout.zero > 0,
             recompute=recompute,
         )
-        parts = predict(
-            self.network, step, RankLayout(layout.dp, layout.ep, self._local(layout))
-        ).parts
-        return Traffic(parts["gradients"], parts["weights"], parts["tokens"])
+        return step, RankLayout(layout.dp, layout.ep, self._local(layout))
 
     def _local(self, layout: LayoutConfig) -> int:
         """Ranks of a node; of a smaller run, all."""
         return math.gcd(self.per_node, layout.dp)
 
 
-def measured(report: Report, per_node: int, engine: EngineConfig) -> Predicted:
+def measured(report: BenchReport, per_node: int, engine: EngineConfig) -> Predicted:
     """From a collectives report's fits."""
     hosts = ", ".join(sorted({host.device for host in report.hosts}))
     label = f"measured with {report.backend} on {report.world_size} ranks ({hosts})"

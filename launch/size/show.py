@@ -16,7 +16,7 @@ from ..train.plan import GIB
 from ..train.show import command
 
 if TYPE_CHECKING:
-    from ...moe.sizing.adviser import Proposal
+    from ...moe.sizing.proposal import Proposal
     from .advice import Advice
 
 PARTS = {

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...moe.build import build_model
 from ...moe.config import ModelConfig
 from ...moe.engines import make_engine
 from ...moe.engines.base import Engine
-from ...moe.grid import Groups
+from ...moe.grid import Grid
 from ...moe.vocabulary import sized
 from ..config import RunConfig
 from ..data.loader import Loader
@@ -18,7 +17,7 @@ from ..data.loader import Loader
 class Assembly:
     """One rank's parts; `model` is the config with its vocabulary set."""
 
-    groups: Groups
+    grid: Grid
     loader: Loader
     model: ModelConfig
     engine: Engine
@@ -26,12 +25,17 @@ class Assembly:
 
 def build(config: RunConfig, device: torch.device) -> Assembly:
     """Build everything; collective over all ranks."""
-    groups = Groups(config.layout)
-    rank, size = groups.dp.rank, groups.dp.size
-    loader = Loader(config.data, seed=config.seed, dp_rank=rank, dp_size=size)
+    grid = Grid(config.layout)
+    loader = Loader(
+        config.data,
+        seed=config.seed,
+        dp_rank=grid.dp.rank,
+        dp_size=grid.dp.size,
+        run_folder=config.folder,
+    )
     model = sized(config.model, loader.vocab_size)
     torch.manual_seed(config.seed)
-    engine = make_engine(config.engine_options, groups)
+    engine = make_engine(config.engine_options, grid)
     engine.setup(device)
-    engine.build(build_model(model, groups, config.seed, config.engine.recompute))
-    return Assembly(groups, loader, model, engine)
+    engine.build(model, config.seed)
+    return Assembly(grid, loader, model, engine)

@@ -8,7 +8,7 @@ from ...moe.config import ModelConfig
 from ...moe.engines.base import StepMetrics
 from ...moe.sizing.counts import count_parameters, flops_per_token
 from ..config import RunConfig
-from .hardware import machine, peak_flops
+from .hardware import device_name, machine, peak_flops
 from .records import RouterRecord, RunRecord, StepRecord
 
 PARTS = ("data", "compute", "wait", "update")
@@ -25,6 +25,16 @@ class Describer:
         self._tokens = config.data.global_batch_size * config.data.seq_len
         self._flops = flops_per_token(model, config.data.seq_len) * self._tokens
         self._peak = peak_flops(device)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the records has to know; empty if nothing."""
+        if self._peak or self._device.type != "cuda":
+            return ""
+        return (
+            f"{device_name(self._device)}: its peak is not listed in kernels/devices.py, so steps "
+            "have no MFU"
+        )
 
     def run(self, step: int) -> RunRecord:
         """A start at `step`."""
@@ -64,12 +74,12 @@ class Describer:
             **{name: getattr(metrics, name) for name in names},
         )
 
-    def routing(self, step: int, load: torch.Tensor) -> RouterRecord | None:
+    def routing(self, step: int, loads: list[torch.Tensor]) -> RouterRecord | None:
         """Each expert's tokens, from which `moelstrom bench` makes its all-to-all-v loads; None
         between the steps of `log_interval`, and for a model without experts."""
-        if load.numel() == 0 or step % self._config.log_interval:
+        if not loads or step % self._config.log_interval:
             return None
-        return RouterRecord(step=step, expert_load=load.tolist())
+        return RouterRecord(step=step, expert_load=[load.tolist() for load in loads])
 
 
 def parts(stages: dict[str, float]) -> dict[str, float]:
@@ -77,10 +87,8 @@ def parts(stages: dict[str, float]) -> dict[str, float]:
     return {part: round(stages.get(part, 0.0), 6) for part in PARTS}
 
 
-def balance(load: torch.Tensor) -> float:
-    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `load`
-    [layers, E]; 1 where there are no experts."""
-    if load.numel() == 0:
-        return 1.0
-    share = load.double() / load.double().mean(dim=1, keepdim=True).clamp_min(1e-9)
-    return share.max().item()
+def balance(loads: list[torch.Tensor]) -> float:
+    """Largest expert load over the mean of its layer, the worst layer's; 1 is even. `loads`: of
+    each layer with experts [E]; 1 where there are none."""
+    shares = [load.double() / load.double().mean().clamp_min(1e-9) for load in loads]
+    return max((share.max().item() for share in shares), default=1.0)

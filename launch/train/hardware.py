@@ -1,4 +1,4 @@
-"""The device of a rank, and what it can do at best."""
+"""The device of a rank, its name, and what it can do at best."""
 
 import os
 import platform
@@ -8,19 +8,7 @@ from typing import Any
 import torch
 
 from ... import __version__
-
-PEAK_BF16_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "MI300X": 1307e12,
-    "MI250X": 191.5e12,
-}
-"""Dense bf16 of one device by the vendors' data sheets (an MI250X is two); the first name found in
-the device's counts."""
+from ...kernels import devices
 
 
 def rank_device() -> torch.device:
@@ -34,11 +22,14 @@ def rank_device() -> torch.device:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak dense bf16 FLOP/s of a known GPU; None for anything else."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)
+    """Peak dense bf16 FLOP/s of a GPU that `kernels.devices` lists; None for anything else."""
+    sheet = devices.device(device_name(device))
+    return sheet.bf16_flops if sheet and device.type == "cuda" else None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name as the system gives it, or the CPU's and how many cores it has."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
 def make_deterministic() -> None:
@@ -53,9 +44,8 @@ def make_deterministic() -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a measurement has to name: hardware and versions."""
-    gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
+        "device": device_name(device),
         "moelstrom": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,13 +1,15 @@
 """Where a run's records go: JSON lines, TensorBoard, and whoever listens."""
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
-from .records import Record, from_json, to_json
+from ...moe.checkpoint.lease import take
+from .board import Board
+from .patient import PatientFile
+from .records import NoteRecord, Record, from_json, to_json
 
 LOG_NAME = "metrics.jsonl"
 Kind = TypeVar("Kind", bound=Record)
@@ -18,58 +20,44 @@ class RunLog:
     """Appends every record to `metrics.jsonl` and passes it on; only rank 0 makes one.
 
     A resumed run appends, so a step that was repeated after a fault stands twice: the last line
-    counts.
+    counts. Each line has the number of the `lease` that it was written under. A disk that refuses
+    never ends training.
     """
 
     def __init__(self, folder: Path, listeners: list[Listener]) -> None:
-        # Imported here: it brings torch, which no reader needs.
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = _open_at_line(folder / LOG_NAME)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        """Raises UserError where another process writes the records of this folder."""
+        self._lease = take(folder, "records", "output")
+        self._file = PatientFile(folder / LOG_NAME)
+        self._board = Board(folder / "tensorboard")
         self._listeners = listeners
         # Checkpoints report from the thread that writes them.
         self._lock = threading.Lock()
 
     def __call__(self, record: Record) -> None:
-        """Write one record."""
+        """Write one record. Raises LeaseLostError once another process writes there."""
         with self._lock:
-            self._file.write(json.dumps(to_json(record)) + "\n")
-            self._file.flush()
-            self._plot(record)
+            self.check()
+            line = {**to_json(record), "lease": self._lease.number}
+            said = [self._file.write(json.dumps(line)), self._board.plot(record)]
         for listener in self._listeners:
             listener(record)
+        self._tell(said)
 
-    def _plot(self, record: Record) -> None:
-        for key, value in _scalars(to_json(record)):
-            if record.step is not None and key not in ("step", "time"):
-                self._board.add_scalar(f"{record.kind}/{key}", value, record.step)
+    def _tell(self, said: list[str]) -> None:
+        """To the listeners alone: what has just been refused would be again."""
+        for text in filter(None, said):
+            for listener in self._listeners:
+                listener(NoteRecord(message=text))
+
+    def check(self) -> None:
+        """Call before anything else is written into the folder. Raises LeaseLostError."""
+        self._lease.check()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; the folder is free for another process."""
         self._board.close()
-        self._file.close()
-
-
-def _open_at_line(path: Path) -> TextIO:
-    """Open for appending; a line that a kill cut short ends first, or it would spoil the next."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-    return path.open("a", encoding="utf-8")
-
-
-def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat += [(f"{key}/{name}", number) for name, number in _scalars(value)]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat.append((key, value))
-    return flat
+        self._tell([self._file.close()])
+        self._lease.release()
 
 
 def read(folder: Path) -> list[Record]:

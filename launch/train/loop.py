@@ -59,12 +59,14 @@ class Training:
         self._rollbacks = RollBacks(config, self.channel)
         self.loader.pass_over(self._rollbacks.passed_over)
         self.state.resume(self._rollbacks.below)
-        self._describer = Describer(config, made.model, made.groups.dp.size, self.device)
+        self._describer = Describer(config, made.model, made.grid.world.size, self.device)
 
     def run(self) -> bool:
         """Train to the last step, save and evaluate: True. False if SIGTERM came first and the
         state is saved. Raises RollBackError, on every rank, when a step asks for it."""
         self.channel.record(self._describer.run(self.engine.steps_done))
+        if self._describer.remark:
+            self.channel.note(self._describer.remark)
         leave = self._agree(self._preemption.wanted)
         while not leave and self.engine.steps_done < self.config.steps:
             leave = self._step()
@@ -150,7 +152,10 @@ class Training:
             for domain in self.loader.domains:
                 batches = list(self.loader.valid(domain, self.config.evaluation.batches))
                 total, count = self.engine.evaluate(batches)
-                losses[domain] = total / max(count, 1)
+                if count:
+                    losses[domain] = total / count
+                else:
+                    self.channel.note(f"{domain}: its held-out part has no targets, so no loss")
         self.channel.record(EvalRecord(step=self.engine.steps_done, loss=losses))
 
 

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from ...cluster.spec import Event
+from ...cluster.events import Known, Milestone, Waiting, wire
 from .records import (
     CheckpointRecord,
     EvalRecord,
@@ -17,7 +17,6 @@ from .records import (
     ResumeRecord,
     RunRecord,
     StepRecord,
-    from_json,
 )
 
 
@@ -49,35 +48,28 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._live.close()
 
-    def __call__(self, record: Record) -> None:
-        """Show one record."""
-        match record:
+    def __call__(self, told: Record | Known | None) -> None:
+        """Show a record of the run, or what its cluster tells; some are for no person."""
+        match told:
             case RunRecord():
-                self._begin(record)
+                self._begin(told)
             case StepRecord():
-                self._show_step(record)
+                self._show_step(told)
             case EvalRecord():
-                losses = "  ".join(f"{domain} {loss:.4f}" for domain, loss in record.loss.items())
-                self._say(f"step {record.step}  validation loss: {losses}")
+                losses = "  ".join(f"{domain} {loss:.4f}" for domain, loss in told.loss.items())
+                self._say(f"step {told.step}  validation loss: {losses}")
             case CheckpointRecord():
                 self._say(
-                    f"step {record.step}  checkpoint: {record.bytes / 1e6:.1f} MB, training stood "
-                    f"still {record.stall_ms:.1f} ms, written in {record.write_s:.2f} s"
+                    f"step {told.step}  checkpoint: {told.bytes / 1e6:.1f} MB, training stood "
+                    f"still {told.stall_ms:.1f} ms, written in {told.write_s:.2f} s"
                 )
             case ResumeRecord():
-                self._say(f"step {record.step}  resumed from {record.folder}")
-            case MessageRecord():
-                self._say(record.message)
-
-    def on_event(self, event: Event) -> None:
-        """Show an event of a supervisor: a worker's record, or what the cluster tells."""
-        record = from_json(event)
-        if record:
-            self(record)
-        elif event["kind"] == "waiting":
-            self._say(event["message"])
-        elif event["kind"] == "timeline":
-            self._show_timeline(event)
+                self._progress.update(self._task, completed=told.step)
+                self._say(f"step {told.step}  resumed from {told.folder}")
+            case MessageRecord() | Waiting():
+                self._say(told.message)
+            case Milestone():
+                self._say(_milestone(told))
 
     def _say(self, text: str) -> None:
         # A message may hold brackets, which are no markup.
@@ -105,13 +97,14 @@ class Display:
             end = "" if self._console.is_terminal else f"  {eta}"
             self._say(f"step {r.step}/{self._steps}  {facts}{end}")
 
-    def _show_timeline(self, r: Event) -> None:
-        facts = "  ".join(
-            f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in r.items()
-            if key not in ("kind", "time", "phase", "restart") and value is not None
-        )
-        self._say(f"cluster  {r['phase']}  {facts}")
+
+def _milestone(event: Milestone) -> str:
+    facts = "  ".join(
+        f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in wire(event).items()
+        if key not in ("kind", "time", "phase", "restart")
+    )
+    return f"cluster  {event.phase}  {facts}"
 
 
 def _facts(r: StepRecord) -> str:

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ...cluster.events import Known, read
+from ...cluster.spec import Event
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -218,6 +221,11 @@ def from_json(value: Any) -> Record | None:
         return _adapter(name).validate_python({"time": 0.0, **value})
     except ValidationError:
         return None
+
+
+def heard(event: Event) -> Record | Known | None:
+    """An event of a supervisor: a worker's record, else what the cluster tells; None for others."""
+    return from_json(event) or read(event)
 
 
 def _kind(value: Any) -> str:

@@ -1,21 +1,28 @@
 """Where a run starts: its own last checkpoint, another one that it was told to load, or nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from ... import UserError
 from ...moe.checkpoint.folder import step_folder
 from ...moe.checkpoint.foreign import open_source
 from ...moe.checkpoint.huggingface.kept import KEPT
+from ...moe.checkpoint.manifest import explain
 from ...moe.checkpoint.reader import Reader, choose, latest
 from ...moe.checkpoint.replica.keeper import Keeper
-from ...moe.config import CheckpointConfig, ModelConfig
+from ...moe.config import CheckpointConfig, ModelConfig, layer_kinds
 from ...moe.state.names import has_optimizer
 from ...moe.state.source import Source
+
+SHARED = {"vocab_size", "hidden_size", "num_layers", "norm_eps", "tie_embeddings", "init_std"}
+"""The fields of a model that are no layer's."""
+NAMED = 5
+"""How many differing fields an error names."""
 
 
 class Weights:
@@ -83,11 +90,45 @@ def open_start(load: str, model: ModelConfig) -> Source:
 
 
 def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:
-    """Raise UserError where the checkpoint's model, if it names one, is not this run's."""
-    present = model.model_dump(mode="json")
-    for field, value in present.items():
-        if saved is not None and saved.get(field) != value:
-            raise UserError(
-                f"model.{field}: the checkpoint has {saved.get(field)}, this run {value}; set it "
-                "back, or give the run another output folder"
-            )
+    """Raise UserError where the checkpoint's model, if it names one, is not this run's.
+
+    What a checkpoint of an earlier version does not name has its default value.
+    """
+    if saved is None:
+        return
+    try:
+        before = ModelConfig.model_validate(saved)
+    except ValidationError as error:
+        raise UserError(f"model: the checkpoint's is not understood: {explain(error)}") from None
+    apart = bool(before.layers) or bool(model.layers)
+    past, present = _fields(before, apart), _fields(model, apart)
+    named = [name for name in {**past, **present} if past.get(name) != present.get(name)]
+    if named:
+        found = (
+            f"model.{name}: the checkpoint has {past.get(name)}, this run {present.get(name)}"
+            for name in named[:NAMED]
+        )
+        more = f" and {len(named) - NAMED} more fields" if len(named) > NAMED else ""
+        raise UserError(
+            f"{'; '.join(found)}{more}; set it back, or give the run another output folder"
+        )
+
+
+def _fields(model: ModelConfig, apart: bool) -> dict[str, Any]:
+    """Every value that makes the model by its dotted name; with `apart` each layer's own, however
+    the layers were written."""
+    if not apart:
+        return dict(_flat(model.model_dump(mode="json")))
+    values = model.model_dump(mode="json", include=SHARED)
+    for i, kinds in enumerate(layer_kinds(model)):
+        parts = {name: part.model_dump(mode="json") for name, part in vars(kinds).items()}
+        values[f"layers.{i}"] = parts
+    return dict(_flat(values))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

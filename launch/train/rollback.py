@@ -82,6 +82,7 @@ class RollBacks:
         close()
         where = "the last checkpoint"
         if self._channel.log:
+            self._channel.log.check()
             where = self._note(step, fault, samples, start)
         text = (
             f"step {step}: {fault.text}: back to {where}, and past samples {samples[0]} to "

@@ -13,6 +13,7 @@ from .channel import Channel
 from .health import Health
 from .random_state import load_random_state, random_state
 from .records import ResumeRecord, from_json
+from .replan import changed_plan, check_steps_left
 from .resume import check_same_model, find_start, handed_on
 
 
@@ -30,7 +31,7 @@ class SavedState:
         """Collective."""
         self._config, self._parts, self._health = config, parts, health
         self._channel, self._device = channel, device
-        rank, size = parts.groups.dp.rank, parts.groups.dp.size
+        rank, size = parts.grid.world.rank, parts.grid.world.size
         self._rank = rank
         self._keeper = (
             Keeper(config.folder, rank, size, channel.note) if config.checkpoint.replicas else None
@@ -57,10 +58,15 @@ class SavedState:
         if source is not None:
             self._load(source)
             self.start = self.saved = source.step if own else -1
+        self._saver.started(self.start)
 
     def _load(self, source: Source) -> None:
         parts = self._parts
         check_same_model(source.meta.get("model"), parts.model)
+        check_steps_left(self._config, source.step)
+        change = changed_plan(source.meta.get("config") or {}, self._config, source.step)
+        if change:
+            self._channel.note(change)
         parts.engine.import_state(source)
         if source.meta.get("data") is not None:
             parts.loader.load_state(source.meta["data"])

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ... import UserError
+from ...moe.engines import trainers
 from ..config import RESOLVED, RunConfig, load
 from .plan import GIB, Plan
 from .records import EvalRecord, Record
@@ -90,8 +91,12 @@ def next_steps(config: RunConfig, console: Console) -> None:
         ("curves", [_program("tensorboard"), "--logdir", str(folder / "tensorboard")]),
         ("picture", [str(folder / "run.png")]),
         ("every step as JSON", [str(folder / "metrics.jsonl")]),
-        ("train on, twice as long", _train(config, [f"steps={2 * config.steps}"])),
-        ("the other engine", _train(config, _other_engine(config))),
+        *_longer(config),
+        *(
+            (f"the {name} engine", _train(config, _with_engine(config, name)))
+            for name in trainers()
+            if name != config.engine.name
+        ),
     ):
         if words:
             line = Text.assemble(f"  {text}: ", (shlex.join(words), "bold"))
@@ -103,10 +108,19 @@ def _program(name: str) -> str:
     return name if shutil.which(name) else str(Path(sys.executable).with_name(name))
 
 
-def _other_engine(config: RunConfig) -> list[str]:
-    other = "native" if config.engine.name == "deepspeed" else "deepspeed"
-    output = [f"output={config.output}-{other}"] if config.output else []
-    return [f"engine.name={other}", f"name={config.name}-{other}", *output]
+def _longer(config: RunConfig) -> list[tuple[str, list[str]]]:
+    """Only where the rate does not hang on the run's length: a cosine would jump back up from its
+    end, WSD goes back to its plateau as it is meant to."""
+    if config.schedule.name != "wsd":
+        return []
+    plateau = ", back on the plateau" if config.schedule.decay_fraction else ""
+    text = f"train on, twice as long{plateau}"
+    return [(text, _train(config, [f"steps={2 * config.steps}"]))]
+
+
+def _with_engine(config: RunConfig, name: str) -> list[str]:
+    output = [f"output={config.output}-{name}"] if config.output else []
+    return [f"engine.name={name}", f"name={config.name}-{name}", *output]
 
 
 def _train(config: RunConfig, overrides: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ not renew for so long writes nothing before it has won a new number."""
 PATIENCE_S = 10.0
 """How long the end of a dead command's workers may take."""
 POLL_S = 0.1
-OWNER, RELEASED = "owner.json", "released"
+HOME, OWNER, RELEASED = ".lease", "owner.json", "released"
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT}
 """A rename's answers when another one came first; ENOENT also where NFS repeats a done rename."""
 
@@ -47,7 +47,9 @@ class Lease:
         """Not yet held."""
         self.folder, self.owner, self._field = folder, owner, field
         self.number = 0
-        self._home = folder / ".lease" / name
+        self.fresh = not os.path.lexists(folder)
+        """Whether there was no such folder before."""
+        self._home = folder / HOME / name
         self._token = secrets.token_hex(4)
         self._renewed = _clock()
         self._lost = False
@@ -69,10 +71,13 @@ class Lease:
                 self._lose()
 
     def release(self) -> None:
-        """Let the next one take it at once."""
+        """Let the next one take it at once. A folder that was made for it, and to which nothing was
+        written, does not remain."""
         self._over.set()
         with self._mutex, contextlib.suppress(OSError):
             (self._own / RELEASED).touch()
+            if self.fresh and [entry.name for entry in self.folder.iterdir()] == [HOME]:
+                shutil.rmtree(self.folder)
 
     @property
     def _own(self) -> Path:
@@ -95,7 +100,7 @@ class Lease:
         holder = read(self._home / f"{newest(self._home):08d}")
         who = f"{holder} has taken it over" if holder else "another process has taken it over"
         raise LeaseLostError(
-            f"{self._field} {self.folder}: no longer this run's: {who}; nothing more is written, "
+            f"{self._field}: {self.folder}: no longer this run's: {who}; nothing more is written, "
             "what was saved is intact"
         )
 
@@ -176,8 +181,9 @@ def take(folder: Path, name: str, field: str, patience_s: float = PATIENCE_S) ->
     Raises UserError that names the holder, or where the folder cannot be written.
     """
     lease = Lease(folder, name, field, Owner.here())
-    home = folder / ".lease" / name
+    home = folder / HOME / name
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         home.mkdir(parents=True, exist_ok=True)
         watch = _Watch(home, lease.owner, patience_s)
         while not (watch.is_free() and lease.claim(watch.number + 1)):
@@ -186,7 +192,8 @@ def take(folder: Path, name: str, field: str, patience_s: float = PATIENCE_S) ->
             time.sleep(POLL_S)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{field} {folder}: {reason}; give a folder that can be written") from None
+        fix = "give a folder that this user can write"
+        raise UserError(f"{field}: {folder}: {reason}; {fix}") from None
     lease.beat()
     return lease
 
@@ -258,7 +265,7 @@ def read(folder: Path) -> Owner | None:
 def _refusal(field: str, folder: Path, watch: _Watch) -> str:
     who = watch.holder or "a process that cannot be told"
     return (
-        f"{field} {folder}: {who} is writing there; wait for its end, stop it, or give this run "
+        f"{field}: {folder}: {who} is writing there; wait for its end, stop it, or give this run "
         "another folder"
     )
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 RUN_VARIABLE = "MOELSTROM_RUN"
 """Names one command's run to all its workers, over their restarts."""
-GENERATION_VARIABLE = "MOELSTROM_GENERATION"
-"""Counts the groups of workers that the command has started; a later one has the larger number."""
+GENERATION_VARIABLES = "MOELSTROM_GENERATION", "MOELSTROM_RESTART"
+"""The first that is set numbers the groups of workers that the command has started; a later one has
+the larger number."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Owner:
         """This process, as its environment says: in a run and group, or as a run of its own."""
         return cls(
             run=os.environ.get(RUN_VARIABLE) or _own_run(os.getpid()),
-            generation=int(os.environ.get(GENERATION_VARIABLE) or 0),
+            generation=_generation(),
             user=_user(),
             host=socket.gethostname(),
             machine=_text("/etc/machine-id"),
@@ -79,6 +80,11 @@ class Owner:
     def __str__(self) -> str:
         """For the operator who has to find it."""
         return f"process {self.pid} of user {self.user} on host {self.host}"
+
+
+def _generation() -> int:
+    numbers = (os.environ.get(name, "") for name in GENERATION_VARIABLES)
+    return next((int(number) for number in numbers if number.isdecimal()), 0)
 
 
 def _user() -> str:

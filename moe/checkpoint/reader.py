@@ -1,5 +1,6 @@
 """Read checkpoints: any range of any logical tensor, checked against its SHA-256."""
 
+import json
 import logging
 import os
 from bisect import bisect_left
@@ -323,8 +324,25 @@ def problem(folder: Path, data: bool = False) -> str | None:
     return None
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a save ended there and its files have their sizes. Much quicker than `problem`: what
+    the marker vouches for is not validated again."""
+    try:
+        manifest = json.loads(_vouched(folder)[1])
+        for name, size in manifest["files"].items():
+            _check_size(folder / name, size)
+        return bool(manifest["step"] == disk.step_of(folder))
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
 def _load_manifest(folder: Path) -> tuple[str, Manifest]:
     """The marker's text, and what it vouches for."""
+    marker, text = _vouched(folder)
+    return marker, parse(text, str(folder / disk.MANIFEST))
+
+
+def _vouched(folder: Path) -> tuple[str, bytes]:
     marker = _read(folder / disk.MARKER, f"the save never finished: {FIX}")
     text = _read(folder / disk.MANIFEST, FIX)
     if marker != disk.marker_text(text).encode():
@@ -332,7 +350,7 @@ def _load_manifest(folder: Path) -> tuple[str, Manifest]:
             f"{folder / disk.MANIFEST}: does not match {disk.MARKER}; it was edited, or comes from "
             f"another save: {FIX}"
         )
-    return marker.decode(), parse(text, str(folder / disk.MANIFEST))
+    return marker.decode(), text
 
 
 def _read(file: Path, fix: str) -> bytes:

@@ -6,9 +6,9 @@ from pathlib import Path
 from ... import UserError
 from . import folder as disk
 from .lease import Lease
-from .reader import problem, verify
+from .reader import is_whole, verify
 
-LOOKS = 32
+LOOKS = 8
 """Manifests read at one save; a folder beyond them counts by its marker until it has its turn."""
 
 
@@ -23,6 +23,7 @@ class Retention:
         """Nothing is known yet."""
         self._keep = keep
         self._complete: dict[str, bool] = {}
+        self._marked: dict[str, bool] = {}
         self._refused: set[str] = set()
         self._verified: set[str] = set()
 
@@ -70,11 +71,13 @@ class Retention:
     def _counts(self, folder: Path, look: bool) -> bool:
         if folder.name in self._refused:
             return False
-        if folder.name not in self._complete:
-            if not look:
-                return (folder / disk.MARKER).exists()
-            self._complete[folder.name] = problem(folder) is None
-        return self._complete[folder.name]
+        if look and folder.name not in self._complete:
+            self._complete[folder.name] = is_whole(folder)
+        if folder.name in self._complete:
+            return self._complete[folder.name]
+        if folder.name not in self._marked:
+            self._marked[folder.name] = (folder / disk.MARKER).exists()
+        return self._marked[folder.name]
 
     def _is_safe(self, kept: list[Path], note: Callable[[str], None]) -> bool:
         """Whether one of them has been verified; if none has, the newest is now."""

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from ..batch import Batch
-from ..build import build_model
 from ..config import (
     CheckpointConfig,
     EngineConfig,
@@ -30,7 +29,7 @@ from ..config import (
 )
 from ..engines import EngineOptions, make_engine
 from ..engines.base import Engine
-from ..grid import Groups
+from ..grid import Grid
 from .saver import Saver
 
 SIZES = {
@@ -151,10 +150,9 @@ def _engine(size: str, device: torch.device) -> Engine:
         schedule=ScheduleConfig(),
         steps=STEPS,
     )
-    groups = Groups(layout)
-    engine = make_engine(options, groups)
+    engine = make_engine(options, Grid(layout))
     engine.setup(device)
-    engine.build(build_model(model, groups, seed=0))
+    engine.build(model, seed=0)
     return engine
 
 

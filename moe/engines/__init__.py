@@ -1,16 +1,27 @@
-"""Engines behind one protocol."""
+"""Engines behind one protocol, by the name that `engine.name` uses."""
 
-from ..grid import Groups
+from ... import Registry
+from ..grid import Grid
 from .base import Engine
 from .options import EngineOptions
 
+ENGINES = Registry(
+    "engines",
+    __name__,
+    {
+        "native": "native.rules:Native",
+        "deepspeed": "deepspeed.rules:DeepSpeed",
+        "megatron": "megatron.rules:Megatron",
+    },
+)
 
-def make_engine(options: EngineOptions, groups: Groups) -> Engine:
+
+def make_engine(options: EngineOptions, grid: Grid) -> Engine:
     """The engine that `engine.name` chooses; each imports its own libraries only when chosen."""
-    if options.engine.name == "deepspeed":
-        from .deepspeed.engine import DeepSpeedEngine
+    engine: Engine = ENGINES[options.engine.name].make(options, grid)
+    return engine
 
-        return DeepSpeedEngine(options, groups)
-    from .native.engine import NativeEngine
 
-    return NativeEngine(options, groups)
+def trainers() -> list[str]:
+    """The engines that train."""
+    return [name for name in ENGINES if ENGINES[name].trains]

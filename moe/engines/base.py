@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from ..batch import Batch
+from ..config import ModelConfig
 from ..model import Model
 from ..state.shard import Shard
 from ..state.source import Source
@@ -18,8 +19,8 @@ class StepMetrics:
 
     `loss` is the mean cross-entropy in nats over the global batch, `aux_loss` the weighted
     balancing losses that were added to it, `grad_norm` the global norm before clipping (each
-    expert counted once), `lr` the rate applied. `expert_load` [layers, experts] counts the tokens
-    that each expert of each MoE layer got in the global batch. `tokens` counts the global targets.
+    expert counted once), `lr` the rate applied. `expert_load`: of each layer with experts [E], the
+    tokens that each got in the global batch. `tokens` counts the global targets.
     `skipped`: the update was not done. `leave`: some rank wants to stop after this step.
     """
 
@@ -28,7 +29,7 @@ class StepMetrics:
     grad_norm: float
     lr: float
     tokens: int
-    expert_load: torch.Tensor
+    expert_load: list[torch.Tensor]
     skipped: bool = False
     leave: bool = False
 
@@ -67,8 +68,8 @@ class Engine(Protocol):
         """Prepare process groups and libraries; collective over all ranks."""
         ...
 
-    def build(self, model: Model) -> None:
-        """Take a freshly initialised model; collective over all ranks."""
+    def build(self, config: ModelConfig, seed: int) -> None:
+        """Make a fresh model, the same for every layout; collective over all ranks."""
         ...
 
     def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:

@@ -1,15 +1,15 @@
 """Sums over the global batch that every engine needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from ..batch import IGNORE, Batch
-from ..grid import Groups
-from ..model import Model, ModelOutput
-from ..stages import CLOCK, waiting
+from ..grid import Grid
+from ..model import Loads, Model, ModelOutput
+from ..stages import waiting
 from .base import StepMetrics
 
 
@@ -30,13 +30,13 @@ class Totals:
         return out.loss_sum / self.targets + out.aux_sum / self.sequences
 
 
-def count_totals(batches: Sequence[Batch], groups: Groups, device: torch.device) -> Totals:
-    """Count the global batch; collective over the data-parallel group."""
+def count_totals(batches: Sequence[Batch], grid: Grid, device: torch.device) -> Totals:
+    """Count the global batch; collective over the replicas."""
     targets = sum(int((b.targets != IGNORE).sum()) for b in batches)
     sequences = sum(b.tokens.shape[0] for b in batches)
     counts = torch.tensor([targets, sequences], device=device)
     with waiting():
-        dist.all_reduce(counts, group=groups.dp.group)
+        dist.all_reduce(counts, group=grid.replicas.group)
         return Totals(*(max(n, 1) for n in counts.tolist()))
 
 
@@ -46,31 +46,29 @@ class Tally:
     def __init__(self, totals: Totals) -> None:
         self._totals = totals
         self._sums: torch.Tensor | None = None
-        self._shape = torch.Size()
+        self._sizes: list[int] = []
 
     def add(self, out: ModelOutput) -> None:
         """Take one micro-batch's sums."""
         losses = torch.stack([out.loss_sum.detach(), out.aux_sum.detach()]).double()
-        sums = torch.cat([losses, out.counts.flatten().double()])
-        self._shape = out.counts.shape
+        sums = torch.cat([losses, *(load.double() for load in out.loads)])
+        self._sizes = [load.numel() for load in out.loads]
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def reduce(
-        self, groups: Groups, leave: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(loss sum, aux sum, counts [layers, E]) over all ranks, on the device, and how many want
-        to `leave`; collective."""
+    def reduce(self, grid: Grid, leave: bool = False) -> None:
+        """Add over all replicas, and count how many want to `leave`; collective."""
         assert self._sums is not None
         # Made by a kernel: a copy from the host would wait for the device.
         wish = torch.full_like(self._sums[:1], float(leave))
         self._sums = torch.cat([wish, self._sums])
         with waiting():
-            dist.all_reduce(self._sums, group=groups.dp.group)
-        return self._sums[1], self._sums[2], self._counts()
+            dist.all_reduce(self._sums, group=grid.replicas.group)
 
-    def _counts(self) -> torch.Tensor:
+    def loads(self) -> list[torch.Tensor]:
+        """Of each layer with experts [E] int64: the global batch's tokens of each, after `reduce`;
+        on the device."""
         assert self._sums is not None
-        return self._sums[3:].view(self._shape).long()
+        return [load.long() for load in self._sums[3:].split(self._sizes)]
 
     def loss(self) -> float:
         """The mean loss of the global batch, after `reduce`; waits for the device."""
@@ -78,41 +76,59 @@ class Tally:
         with waiting():
             return self._sums[1].item() / self._totals.targets
 
-    def finish(
-        self, model: Model, norm: torch.Tensor | float, lr: float, applied: bool
-    ) -> StepMetrics:
-        """End a step after `reduce`: move the routers' biases if it was `applied`, report."""
+    def metrics(self, norm: torch.Tensor | float, lr: float, applied: bool) -> StepMetrics:
+        """What the step did, after `reduce`; waits for the device."""
         assert self._sums is not None
-        counts = self._counts()
-        if applied:
-            with CLOCK.stage("update"):
-                model.update_router_bias(counts)
         with waiting():
-            wishes, loss, aux = self._sums[:3].tolist()
-            load, norm = counts.cpu(), float(norm)
+            sums, norm = self._sums.cpu(), float(norm)
+        wishes, loss, aux = sums[:3].tolist()
         return StepMetrics(
             loss=loss / self._totals.targets,
             aux_loss=aux / self._totals.sequences,
             grad_norm=norm,
             lr=lr,
             tokens=self._totals.targets,
-            expert_load=load,
+            expert_load=[load.long() for load in sums[3:].split(self._sizes)],
             skipped=not applied,
             leave=wishes > 0,
         )
 
 
 @torch.no_grad()
+def count_loads(
+    model: Model,
+    forward: Callable[[Batch], ModelOutput],
+    batches: Sequence[Batch],
+    grid: Grid,
+    device: torch.device,
+) -> Loads:
+    """The global batch's loads, where a router of `model` balances over it and this rank's share
+    comes in several micro-batches: one forward pass over all of them. Else nothing, and a router
+    adds up what the ranks' only micro-batches give it. Collective over the replicas."""
+    if len(batches) == 1 or not model.counts_batch:
+        return ()
+    outputs = [forward(batch.to(device)) for batch in batches]
+    loads = [torch.stack(each).sum(0) for each in zip(*(o.loads for o in outputs), strict=True)]
+    with waiting():
+        for load in loads:
+            dist.all_reduce(load, group=grid.replicas.group)
+    return tuple(loads)
+
+
+@torch.no_grad()
 def evaluate(
-    model: Model, batches: Sequence[Batch], groups: Groups, device: torch.device
+    model: Callable[[Batch], ModelOutput],
+    batches: Sequence[Batch],
+    grid: Grid,
+    device: torch.device,
 ) -> tuple[float, int]:
-    """Summed cross-entropy (nats) and targets over all ranks; collective, no update."""
+    """Summed cross-entropy (nats) and targets over all replicas; collective, no update."""
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         moved = batch.to(device)
         sums[0] += model(moved).loss_sum
         sums[1] += (moved.targets != IGNORE).sum()
     with waiting():
-        dist.all_reduce(sums, group=groups.dp.group)
+        dist.all_reduce(sums, group=grid.replicas.group)
         loss, count = sums.tolist()
     return loss, int(count)

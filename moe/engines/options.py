@@ -14,3 +14,8 @@ class EngineOptions:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     steps: int
+
+    @property
+    def bucket_bytes(self) -> int:
+        """Gradient bytes fused into one collective."""
+        return self.engine.bucket_mb << 20

@@ -18,6 +18,10 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps: int) 
         span = max(steps - schedule.warmup_steps, 1)
         done = min((step - schedule.warmup_steps) / span, 1.0)
         return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
-    decay = max(round(steps * schedule.decay_fraction), 1)
-    left = min(max((steps - step) / decay, 0.0), 1.0)
+    left = min(max((steps - step) / decay_steps(schedule, steps), 0.0), 1.0)
     return peak * (low + (1 - low) * left)
+
+
+def decay_steps(schedule: ScheduleConfig, steps: int) -> int:
+    """Updates of WSD's decay in a run of `steps`."""
+    return max(round(steps * schedule.decay_fraction), 1)

@@ -2,57 +2,19 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ... import UserError
-from ..config import EngineConfig, LayoutConfig, ModelConfig, MoEConfig, OptimizerConfig
+from ..config import LayoutConfig, ModelConfig, MoEConfig, OptimizerConfig
 from .communication import Communication
 from .curves import Curves
 from .memory import Memory, estimate_memory
-from .rules import Finding, View, examine
-from .shapes import Budget, Fixed, shapes
-from .step import Step, Training, predict_step, token_seconds
+from .proposal import Proposal, Question
+from .rules import View, examine
+from .shapes import shapes
+from .step import predict_step, token_seconds
 
 OPTIMIZER = OptimizerConfig()
-ENGINE = EngineConfig(precision="bf16")
-FREE = Fixed()
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be sized: `ranks` devices in nodes of `per_node`; `context` tokens stand behind a
-    token of inference; `memory_share` of a device's memory may be planned for. `budget_rule` and
-    `bucket_rule` say where the budget and `engine.bucket_mb` come from."""
-
-    budget: Budget
-    budget_rule: str
-    vocab_size: int
-    training: Training
-    ranks: int
-    per_node: int
-    context: int
-    engine: EngineConfig = ENGINE
-    bucket_rule: str = "the default"
-    fixed: Fixed = FREE
-    memory_share: float = 0.9
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One shape with the micro-batch and layout that train it fastest. `score` is 1 where training
-    is the fastest and a token the quickest of all proposals."""
-
-    name: str
-    model: ModelConfig
-    layout: LayoutConfig
-    micro_batch: int
-    recompute: bool
-    step: Step
-    memory: Memory
-    token_s: float
-    score: float = 0.0
-    findings: tuple[Finding, ...] = ()
-
 
 ZAYA1 = ModelConfig(
     hidden_size=2048,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import ModelConfig
-from ..model import layer_kinds
+from .work import layer_specs, model_costs
 
 
 @dataclass(frozen=True)
@@ -20,39 +20,21 @@ class Counts:
 
 def count_parameters(config: ModelConfig) -> Counts:
     """Count the parameters of the model that `config` (with its vocabulary size) describes."""
-    kinds = layer_kinds(config)
-    width, moe = config.hidden_size, config.moe
-    table = config.vocab_size * width
-    mixers = len(kinds) * _attention(config)
-    norms = width * (2 * len(kinds) + 1)
-    dense = 3 * width * config.ffn_size * sum(ffn == "dense" for _, ffn in kinds)
-    layers = sum(ffn == "moe" for _, ffn in kinds)
-    router = layers * width * moe.num_experts
-    shared = layers * 3 * width * moe.shared_expert_size
-    expert = 3 * width * moe.expert_size
-    tables = table if config.tie_embeddings else 2 * table
-    rest = tables + mixers + norms + dense + router + shared
-    experts = layers * moe.num_experts * expert
-    return Counts(
-        total=rest + experts,
-        active=rest + layers * moe.top_k * expert,
-        experts=experts,
-        embedding=tables - table,
-    )
-
-
-def _attention(config: ModelConfig) -> int:
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    norms = 2 * config.head_dim if config.qk_norm else 0
-    if config.qk_norm == "whole":
-        norms = (config.num_heads + config.num_kv_heads) * config.head_dim
-    return heads * config.head_dim * config.hidden_size + norms
+    table = config.vocab_size * config.hidden_size
+    rest = config.hidden_size + (table if config.tie_embeddings else 2 * table)
+    total = active = experts = 0
+    for spec, count in layer_specs(config):
+        total += count * spec.numel
+        active += count * spec.active
+        experts += count * spec.numel if spec.experts else 0
+    unused = 0 if config.tie_embeddings else table
+    return Counts(rest + total, rest + active, experts, unused)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Forward and backward FLOPs of one token: 6 for each active parameter of a matrix product,
-    and 6 S H d a layer for causal attention over full sequences (half of the square; document
-    boundaries, which leave less, are not deducted; recomputation is not counted)."""
+    and three times the forward FLOPs of what mixes tokens (causal attention over full sequences:
+    6 S H d a layer, half of the square; recomputation is not counted)."""
     counts = count_parameters(config)
-    attention = 6 * seq_len * config.num_heads * config.head_dim * config.num_layers
-    return 6.0 * (counts.active - counts.embedding) + attention
+    mixing = 3 * model_costs(config, 1, seq_len).mixing_flops
+    return 6.0 * (counts.active - counts.embedding) + mixing

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from ..config import EngineConfig, LayoutConfig, ModelConfig, OptimizerConfig
-from ..model import layer_kinds
+from ..engines import ENGINES
 from .counts import Counts, count_parameters
+from .work import layer_costs, most_saved
 
 WIDTHS = {"fp32": 4, "bf16": 2}
 """Bytes of a weight or an activation."""
@@ -41,8 +42,8 @@ def estimate_memory(
     copies = layout.dp // layout.ep
     whole, shard = dense + experts, dense // layout.dp + experts // copies
     gradients = shard if zero >= 2 else whole
-    if engine.name == "native" and zero:
-        # The bucket that all gradients fill, and beside it the shard that is reduced into.
+    if ENGINES[engine.name].reduces_apart and zero:
+        # The buffer that all gradients fill, and beside it the shard that is reduced into.
         gradients += sum(n // c for n, c in ((dense, layout.dp), (experts, copies)) if c > 1)
     width = WIDTHS[engine.precision]
     return Memory(
@@ -63,9 +64,8 @@ def _optimizer(
 ) -> int:
     """Bytes of fp32 master weights and moments for `held` parameters: AdamW has two moments, Muon
     one, but not for the tables."""
-    # DeepSpeed without ZeRO updates fp32 weights where they are.
-    in_place = engine.name == "deepspeed" and engine.precision == "fp32"
-    master = 0 if in_place and not layout.zero else 4
+    in_place = ENGINES[engine.name].updates_in_place(layout.zero, engine.precision)
+    master = 0 if in_place else 4
     if optimizer.name == "adamw":
         return (master + 8) * held
     tables = counts.embedding + model.vocab_size * model.hidden_size
@@ -74,16 +74,7 @@ def _optimizer(
 
 def _activations(engine: EngineConfig, model: ModelConfig, tokens: int, width: int) -> int:
     logits = 2 * 4 * tokens * model.vocab_size
-    layers = [_layer(model, ffn) * tokens * width for _, ffn in layer_kinds(model)]
     if engine.recompute:
-        hidden = tokens * model.hidden_size * width
-        return logits + hidden * (model.num_layers + 1) + max(layers)
-    return logits + sum(layers)
-
-
-def _layer(model: ModelConfig, ffn: str) -> int:
-    """Elements that one token leaves in a layer for the backward pass."""
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    moe = model.moe
-    experts = moe.top_k * (4 * moe.expert_size + 2 * model.hidden_size) + 4 * moe.shared_expert_size
-    return 6 * model.hidden_size + heads + (experts if ffn == "moe" else 4 * model.ffn_size)
+        hidden = tokens * model.hidden_size
+        return logits + width * (hidden * (model.num_layers + 1) + most_saved(model, tokens))
+    return logits + width * sum(costs.saved for costs in layer_costs(model, tokens, 0))

@@ -2,35 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .curves import Curves
-from .products import expert_layer, products
+from .proposal import Finding, Proposal, Question
 from .shapes import TILE, without_tables
-
-if TYPE_CHECKING:
-    from .adviser import Proposal, Question
+from .work import expert_layers, products
 
 AMD = "arXiv 2511.17127"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`rule` and its `source`, whether the proposal keeps it, and `text` with the figures."""
-
-    rule: str
-    source: str
-    kept: bool
-    text: str
 
 
 @dataclass(frozen=True)
 class View:
     """What a rule looks at: a proposal among its `rivals` (itself included)."""
 
-    proposal: "Proposal"
-    rivals: Sequence["Proposal"]
-    question: "Question"
+    proposal: Proposal
+    rivals: Sequence[Proposal]
+    question: Question
     curves: Curves
 
 
@@ -54,8 +41,7 @@ def gemm_size(view: View) -> Finding:
     p = view.proposal
     tokens = p.micro_batch * view.question.training.seq_len
     work = [(q.name, q.flops, q.count) for q in products(p.model, tokens)]
-    layer = expert_layer(p.model, tokens, p.layout.ep)
-    if layer:
+    for layer in expert_layers(p.model, tokens, p.layout.ep):
         work += [
             ("experts gate_up", layer.flops * 2 / 3, layer.count),
             ("experts down", layer.flops / 3, layer.count),

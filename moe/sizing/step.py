@@ -9,11 +9,12 @@ combine, and the gathering of weights, overlap nothing.
 from dataclasses import dataclass
 
 from ..config import LayoutConfig, ModelConfig
-from ..model import layer_kinds
+from ..layers.costs import Costs
+from ..model import head_costs
 from .communication import Communication
 from .counts import count_parameters, flops_per_token
 from .curves import Curves
-from .products import expert_layer, products
+from .work import model_costs
 
 BF16 = 2
 BACKWARD = 2.0
@@ -66,9 +67,10 @@ def predict_step(
     """Predict a step with `micro_batch` sequences a rank at once (bf16, AdamW, ZeRO-1)."""
     tokens = micro_batch * training.seq_len
     rounds = training.batch_tokens // (tokens * layout.dp)
-    gemm, experts = _gemm(model, tokens, curves), _experts(model, tokens, layout.ep, curves)
-    attention = _attention(model, tokens, training.seq_len, curves)
-    moved = _moved(model, tokens) / curves.memory_rate
+    costs = model_costs(model, tokens, training.seq_len, layout.ep)
+    gemm, experts = _gemm(costs, curves), _experts(costs, curves)
+    attention = ATTENTION_BACKWARD * costs.mixing_flops / curves.attend(training.seq_len)
+    moved = _moved(model, costs, tokens) / curves.memory_rate
     again = (gemm + experts + attention + moved) / 3 if recompute else 0.0
     traffic = communication.predict(model, layout, tokens, rounds, recompute)
     update = _update_bytes(model, layout, rounds) / curves.memory_rate
@@ -91,40 +93,26 @@ def predict_step(
     )
 
 
-def _gemm(model: ModelConfig, tokens: int, curves: Curves) -> float:
+def _gemm(costs: Costs, curves: Curves) -> float:
     """Dense products of both passes."""
-    whole = [q for p in products(model, tokens) for q in (p, *p.backward())]
+    whole = [q for p in costs.products for q in (p, *p.backward())]
     return sum(q.count * q.flops / curves.gemm(q.m, q.n, q.k) for q in whole)
 
 
-def _experts(model: ModelConfig, tokens: int, ep: int, curves: Curves) -> float:
-    layer = expert_layer(model, tokens, ep)
-    if layer is None:
-        return 0.0
-    rate = curves.grouped(layer.rows, layer.hidden, layer.width, layer.experts)
-    return layer.count * 3 * layer.flops / rate
+def _experts(costs: Costs, curves: Curves) -> float:
+    return sum(
+        layer.count
+        * 3
+        * layer.flops
+        / curves.grouped(layer.rows, layer.hidden, layer.width, layer.experts)
+        for layer in costs.experts
+    )
 
 
-def _attention(model: ModelConfig, tokens: int, length: int, curves: Curves) -> float:
-    forward = 2.0 * tokens * length * model.num_heads * model.head_dim * model.num_layers
-    return ATTENTION_BACKWARD * forward / curves.attend(length)
-
-
-def _moved(model: ModelConfig, tokens: int) -> float:
-    """Bytes of both passes outside of products and attention.
-
-    Per layer and token forward: two norms, the second with the residual (2 + 4 rows), the second
-    residual (3), RoPE and the norms of q and k (read and written twice), for MoE the tokens sorted
-    and combined (1 + k, k + 1) and the router's fp32 input (2 x 2), for dense layers SwiGLU (3 F).
-    The loss writes and reads the logits in bf16, and its gradient in place (4 times).
-    """
-    d, moe = model.hidden_size, model.moe
-    heads = 4 * (model.num_heads + model.num_kv_heads) * model.head_dim
-    rows = 0
-    for _, ffn in layer_kinds(model):
-        inner = (2 * moe.top_k + 6) * d if ffn == "moe" else 3 * model.ffn_size
-        rows += 9 * d + heads + inner
-    return BF16 * tokens * (rows * (1 + BACKWARD) + 4 * model.vocab_size)
+def _moved(model: ModelConfig, costs: Costs, tokens: int) -> float:
+    """Bytes of both passes outside of products and attention; the loss's are of both already."""
+    loss = head_costs(model, tokens).moved
+    return BF16 * ((costs.moved - loss) * (1 + BACKWARD) + loss)
 
 
 def _update_bytes(model: ModelConfig, layout: LayoutConfig, rounds: int) -> float:
@@ -137,7 +125,7 @@ def _update_bytes(model: ModelConfig, layout: LayoutConfig, rounds: int) -> floa
 
 def token_seconds(model: ModelConfig, context: int, curves: Curves) -> float:
     """Inference: a token of one sequence with `context` tokens behind it reads every active
-    weight and the keys and values once (bf16), at the memory's rate."""
+    weight and what those tokens left (keys, values, states) once (bf16), at the memory's rate."""
     counts = count_parameters(model)
-    cache = 2 * model.num_kv_heads * model.head_dim * model.num_layers * context
+    cache = model_costs(model, 1, context).state
     return BF16 * (counts.active - counts.embedding + cache) / curves.memory_rate

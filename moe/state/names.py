@@ -11,8 +11,52 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..spec import Spec
 from .shard import Shard
 from .source import Source
+
+
+@dataclass(frozen=True)
+class Local:
+    """A parameter as one rank holds it: its canonical `name`, `shape` here, and what its layer says
+    of it. Stacked experts count from the global id `first_expert`. `two_stages`: whether another
+    pipeline stage holds it too."""
+
+    name: str
+    shape: tuple[int, ...]
+    spec: Spec
+    first_expert: int = 0
+    two_stages: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements here."""
+        return math.prod(self.shape)
+
+    @property
+    def expert(self) -> bool:
+        """Whether it stacks experts that other ranks do not hold."""
+        return self.spec.experts > 0
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns) of each of the matrices in it."""
+        return self.shape[-2] // self.spec.matrices, self.shape[-1]
+
+    def logicals(self) -> list["Logical"]:
+        """The logical tensors in it, in memory order; their shapes are those held here."""
+        if not self.expert:
+            return [Logical(self.name, self.shape, 0)]
+        module, _, leaf = self.name.rpartition(".")
+        shape = self.shape[1:]
+        return [
+            Logical(f"{module}.{self.first_expert + i}.{leaf}", shape, i * math.prod(shape))
+            for i in range(self.shape[0])
+        ]
+
+
+Parameters = list[tuple[Local, nn.Parameter]]
+"""A model's parameters with what is known of each, in the order of the model."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +73,10 @@ class Logical:
         return math.prod(self.shape)
 
 
-def is_expert(parameter: torch.Tensor) -> bool:
-    """Whether this parameter stacks experts that other ranks do not hold."""
-    return hasattr(parameter, "first_expert")
-
-
-def logical_tensors(name: str, parameter: torch.Tensor) -> list[Logical]:
-    """The logical tensors inside the local parameter `name`, in memory order.
-
-    `parameter` may be any object with the parameter's `shape` and marks.
-    """
-    shape = tuple(parameter.shape)
-    if not is_expert(parameter):
-        return [Logical(name, shape, 0)]
-    module, _, leaf = name.rpartition(".")
-    first: int = parameter.first_expert  # type: ignore[attr-defined]
-    size = math.prod(shape[1:])
-    return [Logical(f"{module}.{first + i}.{leaf}", shape[1:], i * size) for i in range(shape[0])]
+def whole(name: str, spec: Spec) -> Local:
+    """The parameter `name` with all its elements, as the only rank holds it."""
+    stack = (spec.experts,) if spec.experts else ()
+    return Local(name, (*stack, *spec.shape), spec)
 
 
 def overlaps(logicals: list[Logical], start: int, numel: int) -> Iterator[tuple[Logical, int, int]]:
@@ -83,7 +114,7 @@ def has_optimizer(reader: Source) -> bool:
 
 
 def buffer_shards(model: nn.Module) -> list[Shard]:
-    """The model's buffers, equal on all ranks (rank 0 exports them)."""
+    """The model's buffers, equal on all ranks (the grid's writer exports them)."""
     return [
         Shard(f"model/{name}", tuple(b.shape), 0, b.detach().reshape(-1))
         for name, b in model.named_buffers()

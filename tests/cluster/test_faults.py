@@ -1,4 +1,5 @@
 import signal
+import time
 
 import pytest
 
@@ -8,6 +9,7 @@ from moelstrom.cluster.faults import (
     Weight,
     exit_fault,
     first_cause,
+    placement_fault,
     seat_fault,
     silence_fault,
     stall_fault,
@@ -60,3 +62,19 @@ def test_a_lost_seat_is_as_sure_a_cause_as_a_signal() -> None:
     fault = seat_fault(2, RuntimeError("its node has died"), 5.0)
     assert (fault.weight, fault.time) == (Weight.KILLED, 5.0)
     assert fault.reason == "the seat of rank 2 was lost: its node has died"
+
+
+def test_a_seat_lost_before_it_had_a_rank_is_a_fault_of_none() -> None:
+    before = time.time()
+    fault = placement_fault(RuntimeError("its node has died"))
+    assert fault.rank is None and fault.weight is Weight.KILLED
+    assert fault.reason == "a seat was lost: its node has died"
+    assert before <= fault.time <= time.time()
+
+
+def test_overdue_ranks_failed_when_they_fell_silent() -> None:
+    before = time.time()
+    for fault in (silence_fault(3, 7.5, 5.0), stall_fault(3, 4, 7.5, 5.0, "hang_floor_s", None)):
+        assert (fault.rank, fault.weight) == (3, Weight.OVERDUE)
+        assert before - 7.5 <= fault.time <= time.time() - 7.5
+        assert " 7.5 s" in fault.reason and "rank 3 " in fault.reason

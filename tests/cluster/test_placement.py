@@ -80,3 +80,19 @@ def test_sizes_of_a_group() -> None:
 def test_strict_strategies_lose_everything_at_once(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="need strategy PACK or SPREAD"):
         config(strategy="STRICT_SPREAD", **fields)
+
+
+def test_a_worker_takes_all_its_cpus_and_one_gpu() -> None:
+    """Whichever of them is scarce on a node."""
+    nodes = (Node("few-gpus", 16, 2), Node("few-cpus", 7, 8))
+    slots = place_ranks(nodes, 5, config(cpus_per_worker=2))
+    assert [(s.node, s.device) for s in slots] == [
+        ("few-gpus", "0"),
+        ("few-gpus", "1"),
+        ("few-cpus", "0"),
+        ("few-cpus", "1"),
+        ("few-cpus", "2"),
+    ]
+    with pytest.raises(UserError, match="holds at most 5"):
+        check_fits(nodes, 6, config(cpus_per_worker=2))
+    assert [n.room(2, 0) for n in nodes] == [8, 3]

@@ -68,11 +68,13 @@ def until_step(driver: "subprocess.Popen[str]", step: int) -> list[int]:
     raise AssertionError("it ended before")
 
 
-def test_the_workers_save_and_the_run_ends_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_workers_save_and_the_run_ends_well(number: signal.Signals, tmp_path: Path) -> None:
+    """On Ctrl-C too."""
     driver = start(tmp_path, stubborn=False, grace_s=30)
     try:
         until_step(driver, 5)
-        driver.send_signal(signal.SIGTERM)
+        driver.send_signal(number)
         output = driver.communicate(timeout=60)[0]
     finally:
         driver.kill()

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from moelstrom import UserError
 from moelstrom.collectives_bench.compare import compare
-from moelstrom.collectives_bench.schema import Report
+from moelstrom.collectives_bench.schema import BenchReport
 
 RANKS = [0, 1]
 
 
-def _run(scale: float = 1.0, spread: float = 0.01, **changes: Any) -> Report:
+def _run(scale: float = 1.0, spread: float = 0.01, **changes: Any) -> BenchReport:
     times = {1024: 1e-5, nr.MIB: 1e-4}
     return nr.report(
         nr.measurement("all_reduce", RANKS, size, scale * s, spread=spread, **changes)
@@ -41,6 +41,23 @@ def test_changes_beyond_the_threshold_count(scale: float, status: str, code: int
     assert found.exit_code == code
     assert found.rows[0].ratio == pytest.approx(scale)
     assert found.rows[0].new_rate == pytest.approx(found.rows[0].old_rate / scale)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("was", [1e-4, 1e-6, 3.0])
+@pytest.mark.parametrize(
+    ("scale", "status"),
+    # At a tenth of the *old* time: 1.11 of it is above, though 0.099 of the new time; 0.9 is below.
+    [(1.101, "slower"), (1.11, "slower"), (1.099, "same"), (0.901, "same"), (0.899, "faster")],
+)
+def test_the_threshold_is_a_share_of_the_baselines_time(
+    was: float, scale: float, status: str
+) -> None:
+    old, new = (
+        nr.report([nr.measurement("all_reduce", RANKS, 1024, seconds, spread=0.0)])
+        for seconds in (was, scale * was)
+    )
+    assert [row.status for row in compare(old, new).rows] == [status]
+    assert compare(old, new, threshold=0.5).rows[0].status == "same"
 
 
 @pytest.mark.parametrize(("old", "new"), [(0.5, 0.01), (0.01, 0.5)])

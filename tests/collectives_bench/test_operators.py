@@ -15,7 +15,7 @@ from moelstrom.collectives_bench.config import CollectivesConfig
 from moelstrom.collectives_bench.fit import Fit
 from moelstrom.collectives_bench.network import Group, Network
 from moelstrom.collectives_bench.operators import OPERATORS
-from moelstrom.collectives_bench.operators.base import DTYPES, Member, holds, largest
+from moelstrom.collectives_bench.operators.base import DTYPES, GroupRank, holds, largest
 from moelstrom.collectives_bench.plan import SweepPlan
 from moelstrom.collectives_bench.schema import Host
 
@@ -72,7 +72,7 @@ def test_parts_are_whole_multiples_of_16_bytes(
 @pytest.mark.parametrize(("name", "in_place"), FORMS)
 def test_memory_is_what_the_buffers_take(name: str, index: int, in_place: bool) -> None:
     op = OPERATORS[name]
-    member = Member((4, 5, 7), index, None, torch.device("cpu"), torch.float32, in_place)
+    member = GroupRank((4, 5, 7), index, None, torch.device("cpu"), torch.float32, in_place)
     bound_op = op.build(member, 8)
     held = {b.untyped_storage().data_ptr(): b.untyped_storage().nbytes() for b in bound_op.buffers}
     bound = op.elements(3, 8, in_place) * 4
@@ -83,7 +83,7 @@ def test_memory_is_what_the_buffers_take(name: str, index: int, in_place: bool) 
 
 def test_yesterdays_result_is_no_result() -> None:
     codes = Codes((0, 1), torch.float32, 0)
-    member = Member((0, 1), 1, None, torch.device("cpu"), torch.float32, in_place=True)
+    member = GroupRank((0, 1), 1, None, torch.device("cpu"), torch.float32, in_place=True)
     bound_op = OPERATORS["broadcast"].build(member, 8)
     codes.fill(bound_op.buffers[0], 0)
     assert bound_op.wrong(codes) == 0
@@ -95,7 +95,7 @@ def test_an_uneven_exchange_is_as_large_as_its_busiest_rank() -> None:
     counts = np.array([[0, 16, 48], [32, 0, 32], [0, 0, 0]])
     assert largest(counts) == 80
     assert holds(counts) == 64 + 32
-    member = Member((0, 1, 2), 1, None, torch.device("cpu"), DTYPES["bf16"], False, counts)
+    member = GroupRank((0, 1, 2), 1, None, torch.device("cpu"), DTYPES["bf16"], False, counts)
     bound_op = OPERATORS["all_to_all_v"].build(member, 32)
     assert [len(b) for b in bound_op.buffers] == [64, 16]
     assert [(len(view), row, start) for view, row, start in bound_op.expected] == [

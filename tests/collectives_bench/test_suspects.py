@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelstrom.collectives_bench.schema import Collective, Report
+from moelstrom.collectives_bench.schema import BenchReport, Collective
 from moelstrom.collectives_bench.suspects import find, judge_pairs, late_ranks, pair_rounds
 
 NOISE = 0.03
@@ -37,7 +37,7 @@ def _pairs(
     late: float = 0.0,
     share: float = 1.0,
     seed: int = 0,
-) -> Report:
+) -> BenchReport:
     """All pairs: `rank` or `link` has `late` more latency and `share` of the bandwidth."""
     random, each = np.random.default_rng(seed), world // hosts
     found = []

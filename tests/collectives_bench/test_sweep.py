@@ -29,7 +29,7 @@ from moelstrom.collectives_bench.operators import (
 )
 from moelstrom.collectives_bench.overhead import compare
 from moelstrom.collectives_bench.report.collect import Collector
-from moelstrom.collectives_bench.schema import Report, read
+from moelstrom.collectives_bench.schema import BenchReport, read
 from moelstrom.collectives_bench.suspects import find
 
 CPU = torch.device("cpu")
@@ -52,9 +52,9 @@ def failure(fields: dict[str, Any]) -> str:
     return "no error"
 
 
-def report(found: Events, path: Path) -> Report:
+def report(found: Events, path: Path) -> BenchReport:
     """The report as the launcher makes and reads it."""
-    empty = Report("collectives", "now", "test", "", 0, [], {}, {})
+    empty = BenchReport("collectives", "now", "test", "", 0, [], {}, {})
     collector = Collector(empty, path)
     for kind, values in found:
         collector({"kind": kind, **json.loads(json.dumps(values))})

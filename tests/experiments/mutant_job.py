@@ -3,6 +3,7 @@
 import compileall
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -20,36 +21,43 @@ from mutant_tests import Imports, Order, run_tests
 from mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "torch.distributed", "numpy", "pydantic", "typer", "yaml", "rich.progress")
-HEAVY += ("hypothesis", "safetensors.torch", "tokenizers", "psutil", "transformers", "matplotlib")
+HEAVY = """pytest_timeout _hypothesis_pytestplugin numpy torch.distributed torch._dynamo
+torch.testing torch.utils.tensorboard triton
+pydantic typer yaml rich.progress hypothesis safetensors.torch tokenizers psutil matplotlib.pyplot
+ray transformers transformers.models.mixtral.modeling_mixtral
+transformers.models.olmoe.modeling_olmoe transformers.models.qwen3_moe.modeling_qwen3_moe"""
 """Imported once; each mutant's process has them by a fork."""
-TOO_LONG = "time limit"
-LIMIT_S = 240.0
-"""For all tests of one mutant: some errors never end."""
-UNKNOWN_S = 3.0
+LIMIT_S, LIMIT_FACTOR = 60.0, 6.0
+"""Some errors never end: this much for all tests of a mutant, and this many times their budget."""
+UNKNOWN_S = 1.5
 """What a file takes of whose tests nothing is known yet."""
 STEADY_S = 1.0
 """A longer test may wait for something: it has to fail twice."""
-SUBREAPER = 36
-"""prctl: what a test leaves behind becomes a child of this process."""
+SUBREAPER, DEATH_SIGNAL = 36, 1
+"""prctl: what a test leaves behind becomes a child of this process, which ends with its parent."""
 
 
 class Job:
     """Judges mutants one after another in its own copy of the tree."""
 
-    def __init__(self, base: Path, budget_s: float, slow: bool) -> None:
+    def __init__(self, base: Path, budget_s: float, deep: bool) -> None:
         self._copy, self._scratch = base / "moelstrom", base / "scratch"
-        self._budget_s, self._slow = budget_s, slow
+        self._budget_s, self._deep = budget_s, deep
         self._known: dict[str, float] = {}
+        self._passed: set[str] = set()
         self._broken: list[str] = []
         copy_tree(self._copy)
         self._imports = Imports(self._copy)
         sys.path.insert(0, str(base))
         os.environ.update(PYTHONPATH=str(base), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
         ctypes.CDLL(None).prctl(SUBREAPER, 1)
-        for name in HEAVY:
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
+        signal.signal(signal.SIGTERM, _leave)
+        for name in HEAVY.split():
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+        # Each fork then shares these objects, and its collections skip them.
+        gc.freeze()
 
     def judge(self, mutant: Mutant) -> dict[str, Any]:
         """What became of one mutant: `outcome` found or survived, `by` which test."""
@@ -60,7 +68,7 @@ class Job:
             with self._planted(file, good, mutant.apply(good)):
                 answer = self._run(tests, unsteady)
                 failed = next(iter(answer["failed"]), "")
-                again = not failed or self._fails_again(failed)
+                again = not failed or self._fails_again(failed, answer["ended"])
             if not failed:
                 return {"outcome": "survived", "by": "", "tests": len(answer["passed"])}
             if again and self._is_sound(failed):
@@ -74,7 +82,8 @@ class Job:
         for test in self._imports.tests(path):
             known = [s for node, s in self._known.items() if node.startswith(f"{test}::")]
             chosen.append(test)
-            left -= sum(known) if known else UNKNOWN_S
+            # A quarter of the budget at most: the next files shall have their turn.
+            left -= min(sum(known), self._budget_s / 4) if known else UNKNOWN_S
             if left <= 0:
                 break
         return chosen
@@ -91,41 +100,50 @@ class Job:
             file.write_bytes(good)
 
     def _run(self, tests: list[str], skip: list[str], budget_s: float | None = None) -> Any:
-        """pytest's answer. Where it took too long or died, the failure is `TOO_LONG`."""
+        """pytest's answer; where it took too long or died, the test that ran then has failed."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         budget_s = self._budget_s if budget_s is None else budget_s
-        order = Order(self._known, [*self._broken, *skip], budget_s)
+        order = Order(self._known, [*self._broken, *skip], budget_s, self._deep, self._scratch)
         child = os.fork()
         if child == 0:
+            ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.setsid()
             with contextlib.suppress(BaseException):
-                run_tests(self._copy, tests, order, self._slow, self._scratch)
+                run_tests(self._copy, tests, order)
             os._exit(1)
-        _wait(child, time.monotonic() + LIMIT_S)
-        _end_children()
+        _wait(child, time.monotonic() + LIMIT_S + LIMIT_FACTOR * budget_s)
+        end_children()
         try:
             answer = json.loads((self._scratch / "answer").read_text())
         except FileNotFoundError:
-            return {"failed": [TOO_LONG], "passed": {}}
+            running = self._scratch / "running"
+            name = running.read_text() if running.exists() else tests[0]
+            return {"failed": [name], "passed": {}, "ended": False}
         if answer["code"] not in (0, 1, 2, 5):
             raise RuntimeError((self._scratch / "log").read_text(errors="replace"))
+        self._passed |= answer["passed"].keys()
         for name, seconds in answer["passed"].items():
             self._known[name] = min(seconds, self._known.get(name, seconds))
-        return answer
+        return {**answer, "ended": True}
 
-    def _fails_again(self, test: str) -> bool:
-        """Whether a test that may wait for something fails a second time."""
-        if test == TOO_LONG or "::" not in test or self._known.get(test, 9.0) < STEADY_S:
+    def _fails_again(self, test: str, ended: bool) -> bool:
+        """Whether a test that may have waited for something fails a second time."""
+        if not ended or "::" not in test or self._known.get(test, 9.0) < STEADY_S:
             return True
-        return bool(self._run([test], [])["failed"])
+        return bool(self._run([test], [], self._enough(test))["failed"])
+
+    def _enough(self, test: str) -> float:
+        return max(10.0, 2 * self._known.get(test, 0.0))
 
     def _is_sound(self, test: str) -> bool:
         """Whether this test, or the import of its file, passes where nothing is planted."""
-        passed = (name for name in self._known if name == test or name.startswith(f"{test}::"))
-        if test == TOO_LONG or any(passed):
+        passed = (n for n in self._passed if n == test or n.startswith(f"{test}::"))
+        if any(passed):
             return True
         # Nothing runs where there is no budget: the file is only imported.
-        budget_s = None if "::" in test else 0.0
+        budget_s = self._enough(test) if "::" in test else 0.0
         return not self._run([test], [], budget_s)["failed"]
 
 
@@ -136,7 +154,7 @@ def _wait(child: int, until: float) -> None:
         time.sleep(0.02)
 
 
-def _end_children() -> None:
+def end_children() -> None:
     """Everything that this process started, also by way of others, and only that."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -144,6 +162,11 @@ def _end_children() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, 0)[0]:
             pass
+
+
+def _leave(*_: Any) -> None:
+    end_children()
+    raise SystemExit(1)
 
 
 def copy_tree(to: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import inspect
 import json
 import os
 import tempfile
@@ -12,6 +13,23 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+
+PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
+"""All that our tests need: others that are installed would only cost time."""
+STARTS = (
+    "run_ranks",
+    "run_worker",
+    "run_here",
+    "subprocess",
+    "Popen",
+    "ray_session",
+    "launch(",
+    "run_group",
+)
+LONG_S = 4.0
+SHORT_S = 0.05
+AT_ONCE = 6
+FAR = 100
 
 
 class Imports:
@@ -56,40 +74,60 @@ class Imports:
         return found
 
     def tests(self, path: str) -> list[str]:
-        """The folder's tests that reach the module, nearest first."""
+        """The folder's tests that reach the module: of its own name first, then the nearest in the
+        tree, then by the fewest imports in between."""
         module = Path(path)
         names = {f"test_{module.stem}.py", f"test_{module.parent.name}.py"}
-        folder = f"tests/{module.parts[0]}/"
+        home = Path("tests") / module.parent
         ranked = []
         for test in self._tests:
-            reached = self.distances(test)
-            if test.startswith(folder) and path in reached:
-                mirror = Path(test).name in names and str(module.parent) in test
-                ranked.append((not mirror, reached[path], (self._root / test).stat().st_size, test))
+            reached, place = self.distances(test), Path(test).parent
+            if place.parts[:2] == home.parts[:2]:
+                shared = len(os.path.commonpath([home, place]).split("/"))
+                apart = len(home.parts) + len(place.parts) - 2 * shared
+                mirror = Path(test).name in names and home.is_relative_to(place)
+                # A registry may choose the module by its name: its own folder's tests always count.
+                if path in reached or not apart:
+                    ranked.append((not mirror, apart, reached.get(path, FAR), test))
         return [test for *_, test in sorted(ranked)]
 
 
 @dataclass(eq=False)
 class Order:
-    """A pytest plugin: each file's fastest test first, no more than the budget, what passed."""
+    """A pytest plugin: short tests before long ones, within the budget, and what passed."""
 
     known: dict[str, float]
     skip: list[str]
     budget_s: float
+    long: bool
+    scratch: Path
     passed: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     _spent: Counter[str] = field(default_factory=Counter)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        files = list(dict.fromkeys(item.nodeid.split("::")[0] for item in items))
-        cost = {item.nodeid: self.known.get(item.nodeid, 0.3) for item in items}
-        items.sort(key=lambda item: (files.index(item.nodeid.split("::")[0]), cost[item.nodeid]))
+        files = list(dict.fromkeys(item.path for item in items))
+        cost = {item.nodeid: self.known.get(item.nodeid) or _guess(item) for item in items}
+        items.sort(key=lambda item: cost[item.nodeid])
+        seen, place = Counter[Path](), {}
+        for item in items:
+            # Some of every file before all of the first: many small tests are often alike.
+            turn = seen[item.path] // AT_ONCE
+            place[item.nodeid] = (cost[item.nodeid] >= LONG_S, turn, files.index(item.path))
+            seen[item.path] += 1
+        items.sort(key=lambda item: place[item.nodeid])
         kept, spent = [], 0.0
         for item in items:
-            if item.nodeid not in self.skip and spent + cost[item.nodeid] <= self.budget_s:
+            seconds = cost[item.nodeid]
+            if item.nodeid in self.skip or (seconds >= LONG_S and not self.long):
+                continue
+            if spent + seconds <= self.budget_s:
                 kept.append(item)
-                spent += cost[item.nodeid]
+                spent += seconds
         items[:] = kept
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.scratch.joinpath("running").write_text(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._spent[report.nodeid] += report.duration
@@ -103,20 +141,30 @@ class Order:
             self.failed.append(report.nodeid)
 
 
-def run_tests(copy: Path, files: list[str], order: Order, slow: bool, scratch: Path) -> None:
-    """In a process of its own; leaves `answer` in `scratch`."""
-    os.setsid()
+def _guess(item: pytest.Item) -> float:
+    """Seconds of a test that never ran here: those that start processes take some."""
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+    functions = [getattr(item, "function", Order), *(f[-1].func for f in fixtures)]
+    source = "".join(inspect.getsource(f) for f in functions if "moelstrom" in inspect.getfile(f))
+    return LONG_S if any(word in source for word in STARTS) else SHORT_S
+
+
+def run_tests(copy: Path, files: list[str], order: Order) -> None:
+    """In a process of its own; leaves `answer` in the order's scratch folder."""
+    scratch = order.scratch
     log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.chdir(copy)
     tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     # One example that fails is enough: the search for a smaller one can take minutes.
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile("mutants", phases=phases, database=None, deadline=None)
     settings.load_profile("mutants")
     options = ["-x", "-q", "--timeout=200", "--hypothesis-seed=0", f"--basetemp={scratch}/pytest"]
-    options += ["-p", "no:cacheprovider", "-p", "no:xdist"] + ([] if slow else ["-m", "not slow"])
+    options += ["-p", "no:cacheprovider", *(f"-p{name}" for name in PLUGINS)]
+    options += [] if order.long else ["-m", "not slow"]
     code = pytest.main([*options, *files], plugins=[order])
     answer = {"code": int(code), "failed": order.failed, "passed": order.passed}
     (scratch / "answer").write_text(json.dumps(answer))

@@ -32,6 +32,8 @@ ARITHMETIC: dict[type[ast.operator], str] = {
     ast.Pow: "*",
 }
 OPPOSITE = {"min": "max", "max": "min", "any": "all", "all": "any"}
+EITHER_WAY = ("min", "max", "math.gcd", "math.isclose", "torch.equal", "isinstance")
+"""The order of their arguments means nothing, or is no mistake that anybody makes."""
 LOGGING = ("_log.", "logging.", "warnings.")
 DRAWN = ("plot", "picture", "draw")
 """In a file's name: its constants are sizes and colours."""
@@ -107,16 +109,23 @@ def _left_out(node: ast.AST) -> bool:
         marks = [ast.unparse(d) for d in node.decorator_list]
         bases = [ast.unparse(b) for b in getattr(node, "bases", [])]
         kernel = any("triton.jit" in m or "overload" in m for m in marks)
+        kernel |= isinstance(node, ast.FunctionDef) and "torch.cuda.Event" in ast.unparse(node)
         return kernel or "Protocol" in bases or node.name in ("__repr__", "__str__")
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
-        return "is_cuda" in test or test in ("TYPE_CHECKING", "__name__ == '__main__'")
+        return _on_gpu(node.test) or test in ("TYPE_CHECKING", "__name__ == '__main__'")
     if isinstance(node, ast.Assign):
         return ast.unparse(node.targets[0]) == "__all__"
     if isinstance(node, ast.Expr):
         text = ast.unparse(node.value)
         return isinstance(node.value, ast.Constant) or text.startswith(LOGGING)
     return False
+
+
+def _on_gpu(test: ast.AST) -> bool:
+    """Whether no machine without a GPU takes this branch."""
+    text = ast.unparse(test)
+    return "is_cuda" in text or "== 'cuda'" in text
 
 
 def _own(node: ast.AST) -> Iterator[Found]:
@@ -146,7 +155,7 @@ def _logic(node: ast.AST) -> Iterator[Found]:
         yield node, "and/or", "(" + word.join(f"({ast.unparse(v)})" for v in node.values) + ")"
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield node, "negation", f"({ast.unparse(node.operand)})"
-    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+    elif isinstance(node, ast.If | ast.While | ast.IfExp) and not _on_gpu(node.test):
         yield node.test, "negation", f"(not ({ast.unparse(node.test)}))"
     elif isinstance(node, ast.comprehension):
         for test in node.ifs:
@@ -175,6 +184,8 @@ def _call(node: ast.Call) -> Iterator[Found]:
     if isinstance(node.func, ast.Name) and node.func.id in OPPOSITE:
         yield node.func, "min/max", OPPOSITE[node.func.id]
     first = node.args[:2]
+    if ast.unparse(node.func) in EITHER_WAY:
+        return
     if len(first) == 2 and not any(isinstance(a, ast.Starred) for a in first):
         texts = [ast.unparse(a) for a in first]
         if texts[0] != texts[1]:

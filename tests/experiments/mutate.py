@@ -3,12 +3,12 @@
     nice -n 10 python tests/experiments/mutate.py --count 80 --out mutants.jsonl
     python tests/experiments/mutate.py --out mutants.jsonl --table
 
-Every folder's mutants (see mutants.py) are shuffled by the seed, and the first `--count` of them
-run against the tests that mirror the folder: the file of the module's own name first, then those
-that import it by the shortest way, each file's fastest test first, within `--budget` seconds of
-tests. `--deep` gives those that survived slow tests too (with a larger `--budget`). Results are
-appended to `--out` line by line; what is there for the same source is not run again, so a killed
-run goes on.
+Every folder's mutants (see mutants.py) are put in an order that `--seed` draws, and the first
+`--count` of them run against the tests that mirror the folder: the file of the module's own name
+first, then the nearest in the tree and by imports, within `--budget` seconds. Tests that start
+processes are for `--deep`: it gives them to the mutants that survived (with a larger `--budget`).
+Results are appended to `--out` line by line; what is there for the same source is not run again, so
+a killed run goes on.
 
 Each job has a copy of the working tree and one process that has imported torch and the like; it
 forks for each mutant, and the mutated file stands in the copy meanwhile, so that processes which a
@@ -18,10 +18,10 @@ fail twice; else it counts for nothing.
 
 import argparse
 import difflib
+import hashlib
 import json
 import multiprocessing
 import os
-import random
 import tempfile
 import time
 from collections.abc import Iterable
@@ -33,22 +33,25 @@ from mutant_job import ROOT, Job
 from mutants import Mutant, mutants
 
 FOLDERS = ("cluster", "collectives_bench", "kernels", "launch", "moe")
-LEFT_OUT = ("kernels/bench/", "kernels/tuning/", "moe/checkpoint/reshape/bench.py")
-"""They measure on a GPU, or are results."""
+LEFT_OUT = """kernels/bench/* kernels/tuning/* kernels/*/fused.py kernels/*/kernels.py
+kernels/grouped_mlp/launch.py kernels/grouped_mlp/ops.py kernels/grouped_mlp/routing.py
+moe/checkpoint/reshape/bench.py moe/checkpoint/reshape/peers.py"""
+"""They measure, or are results, or run in Triton alone, whose interpreter takes minutes."""
 REASONS = Path(__file__).parent / "results" / "mutants.json"
 """Survivors that no test can find, with the reason, and the last table."""
 
 
 def chosen(folders: Iterable[str], prefix: str, count: int, seed: int) -> list[Mutant]:
-    """The first `count` of each folder's shuffled mutants, the folders in turn."""
+    """The first `count` of each folder's mutants in an order by hash, the folders in turn. A file
+    that changes leaves the sample of the others as it is."""
     queues = []
     for folder in folders:
         found = []
         for file in sorted((ROOT / folder).rglob("*.py")):
             path = str(file.relative_to(ROOT))
-            if path.startswith(prefix) and not path.startswith(LEFT_OUT):
+            if path.startswith(prefix) and not any(map(Path(path).match, LEFT_OUT.split())):
                 found += mutants(path, file.read_bytes())
-        random.Random(seed).shuffle(found)
+        found.sort(key=lambda m: hashlib.sha1(f"{seed}/{m.key}".encode()).digest())
         queues.append(found[:count])
     longest = max(map(len, queues), default=0)
     return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
@@ -119,8 +122,8 @@ def diff(row: dict[str, Any]) -> str:
     """The lines that a mutant changes."""
     mutant = Mutant(**{name: row[name] for name in Mutant.__dataclass_fields__})
     good = (ROOT / mutant.path).read_bytes()
-    texts = [text.decode().splitlines() for text in (good, mutant.apply(good))]
-    return "\n".join(list(difflib.unified_diff(*texts, lineterm="", n=0))[3:])
+    before, after = (text.decode().splitlines() for text in (good, mutant.apply(good)))
+    return "\n".join(list(difflib.unified_diff(before, after, lineterm="", n=0))[3:])
 
 
 def main() -> None:
@@ -131,8 +134,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=80, help="mutants of each folder")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for each")
-    parser.add_argument("--deep", action="store_true", help="slow tests too, for survivors")
+    parser.add_argument(
+        "--budget", type=float, default=20.0, help="seconds of tests for each mutant"
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="long and slow tests too, for survivors"
+    )
     parser.add_argument("--table", action="store_true", help="only print what is known")
     args = parser.parse_args()
     if not args.table:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from moelstrom import UserError
 from moelstrom.kernels import check as gate
 from moelstrom.kernels import registry
-from moelstrom.kernels.compile import compile_variant, facts
+from moelstrom.kernels.compile import Facts, compile_variant, facts
 from moelstrom.kernels.spec import Variant
 from moelstrom.kernels.targets import TARGETS
 from moelstrom.kernels.tuning import matmul_tile, split
@@ -192,6 +192,24 @@ def test_spills_fail(target: str, columns: int) -> None:
     assert "register spills" in problems and "bytes of scratch" in problems
 
 
+def test_scalar_spills_alone_fail() -> None:
+    """AMD's scalar registers go to lanes of a vector register: no scratch tells of them."""
+    variant, target = _matmul(64, 64, 32, num_warps=4, num_stages=1), TARGETS["gfx942"]
+    budget: dict[str, Any] = {"shared": 0, "threads": 256, "registers": 64, "agprs": 0}
+    budget |= {"occupancy": 2}
+    code: dict[str, Any] = {"instructions": (), "matrix_in_loop": True, "loads": (), "fp8": ()}
+    good = Facts(**budget, **code, spills=0, scalar_spills=0, scratch=0, tensor_columns=0)
+    for vectors, scalars, said in (
+        (0, 0, []),
+        (0, 3, ["3 scalar register spills"]),
+        (2, 0, ["2 register spills"]),
+        (2, 3, ["2 register spills, 3 scalar register spills"]),
+    ):
+        found = replace(good, spills=vectors, scalar_spills=scalars)
+        problems = (rule(found, variant, target) for rule in gate.RULES)
+        assert [problem for problem in problems if problem] == said
+
+
 def test_a_stack_frame_fails() -> None:
     # What a forgotten print leaves: its arguments, in each thread's own memory.
     variant = Variant("prints", _prints, {"a": "*fp32", "c": "*fp32"}, {"BLOCK": 128}, ("a", "c"))
@@ -276,7 +294,7 @@ def _operator(folder: Path, monkeypatch: pytest.MonkeyPatch, **forms: tuple[str,
 
 def _invoke(folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
     path = folder / "facts.json"
-    result = CliRunner().invoke(app, ["check", *arguments, "--json", str(path), "--workers", "1"])
+    result = CliRunner().invoke(app, ["check", *arguments, "--out", str(path), "--workers", "1"])
     return result.exit_code, result.output, json.loads(path.read_text())
 
 
@@ -293,6 +311,8 @@ def test_command_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, output, facts = _invoke(tmp_path, "--target", "sm90")
     assert code == 1 and "2 compiled forms, 1 failed" in output
     assert facts["failed"] == 1
+    command = ["check", "--target", "sm90", "--json", "--workers", "1"]
+    assert json.loads(CliRunner().invoke(app, command).stdout) == facts
     assert [bool(v["problems"]) for v in facts["variants"]] == [False, True]
 
 

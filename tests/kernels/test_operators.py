@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moelstrom.kernels.cross_entropy import linear_cross_entropy
+from moelstrom.kernels.newton_schulz import newton_schulz
 from moelstrom.kernels.permute import combine_rows, inverse_permutation
 from moelstrom.kernels.rms_norm import add_rms_norm, scaled_add_rms_norm
 
@@ -68,3 +69,14 @@ def test_cross_entropy_by_hand() -> None:
     log_p = (x @ weight.T).log_softmax(-1)
     expected = -sum(log_p[i, t] for i, t in enumerate(targets.tolist()) if t >= 0)
     torch.testing.assert_close(linear_cross_entropy(x, weight, targets, -100), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 20), (2, 20, 6)])
+def test_newton_schulz_is_its_recurrence_in_fp32(shape: tuple[int, ...]) -> None:
+    m = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for found, given in zip(newton_schulz(m, 5), m.double(), strict=True):
+        x = given / given.norm()
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x - 4.7750 * a @ x + 2.0315 * a @ a @ x
+        torch.testing.assert_close(found.double(), x, rtol=0, atol=1e-5)

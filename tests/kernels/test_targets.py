@@ -1,5 +1,7 @@
 """Budgets against figures worked out by hand, and what is chosen from them."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,29 @@ from moelstrom.kernels.targets import TARGETS, current, find
 from moelstrom.kernels.tuning import committed, matmul_tile, split, tuned
 
 NAMES = st.sampled_from(sorted(TARGETS))
+
+
+# Data sheets (MI250X: one die): dense bf16 TFLOP/s, HBM TB/s, and the boost clock in GHz that the
+# first is given at (B200's is not published).
+RATES: dict[str, tuple[float, float, float | None]] = {
+    "gfx90a": (191.5, 1.6, 1.7),
+    "gfx942": (1307.4, 5.3, 2.1),
+    "gfx950": (2516.6, 8.0, 2.4),
+    "sm80": (312, 2.039, 1.41),
+    "sm90": (989.4, 3.35, 1.83),
+    "sm100": (2250, 8.0, None),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_rates_are_the_data_sheets(name: str) -> None:
+    target, (flops, memory, clock) = find(name), RATES[name]
+    assert target.peak_flops == flops * 1e12
+    assert target.memory_rate == pytest.approx(memory * 1e12)
+    if clock is not None:
+        # At that clock a compute unit does a power of two of bf16 multiply-adds.
+        each = target.peak_flops / target.compute_units / (clock * 1e9) / 2
+        assert each == pytest.approx(2 ** round(math.log2(each)), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +150,42 @@ def test_tuned_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuned("op", find("sm80"), "d2048", default) == default
     assert committed("op", find("sm90")) == configs["op"]
     assert split(wide) == ({"BLOCK_M": 256}, {"num_warps": 8})
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name.startswith("sm")])
+def test_current_nvidia_is_its_own_entry(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Not an older one's; and a newer GPU without an entry takes it."""
+    major, minor = divmod(int(name[2:]), 10)
+    for newer in (0, 1):
+        _gpu(monkeypatch, None, major=major, minor=minor + newer)
+        target, entry = current(), TARGETS[name]
+        assert target.name == f"sm{major}{minor + newer}"
+        expected = replace(entry, name=target.name, product="a GPU", compute_units=100)
+        assert target == expected
+
+
+SHEETS = {
+    # Shared memory of a program and of a unit in KiB (1 KiB of NVIDIA's is reserved), compute
+    # units, XCDs, KiB of registers, columns of tensor memory, TB/s of all of L2.
+    "gfx90a": (64, 64, 110, 1, 512, 0, 7.0),
+    "gfx942": (64, 64, 304, 8, 512, 0, 34.4),
+    "gfx950": (160, 160, 256, 8, 512, 0, 39.3),
+    "sm80": (163, 164, 108, 1, 256, 0, 7.2),
+    "sm90": (227, 228, 132, 1, 256, 0, 9.4),
+    "sm100": (227, 228, 148, 1, 256, 512, 19.6),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_figures_of_the_data_sheets(name: str) -> None:
+    t = TARGETS[name]
+    kib = (t.shared_bytes / 1024, t.unit_shared_bytes / 1024)
+    units = (t.compute_units, t.xcds, 4 * t.registers / 1024, t.tensor_columns)
+    assert (*kib, *units, t.cache_rate / 1e12) == pytest.approx(SHEETS[name])
+    amd = name.startswith("gfx")
+    assert (t.warp_size, t.thread_registers) == ((64, 512) if amd else (32, 255))
+    assert (t.warps, t.programs, t.schedulers) == (32 if amd else 64, 32, 4)
+    assert (t.shared_reserved, t.register_granule) == (0 if amd else 1024, 8)
+    assert (t.max_threads, t.backend) == (1024, "hip" if amd else "cuda")
+    assert t.tensor_descriptors == (name in ("sm90", "sm100"))
+    assert t.operands_in_registers == (amd or name == "sm80")

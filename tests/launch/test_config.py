@@ -84,7 +84,7 @@ MISTAKES = {
     "layout.dp=3": ("layout.ep is 2", "dp 3", "set dp to a multiple of ep"),
     "layout.dp=999999": ("layout.ep is 2", "dp 999999", "set dp to a multiple of ep"),
     "layout.tp=2": ("layout.tp is 2", "2", "tp: 1"),
-    "layout.zero=2": ("layout.zero", "stage 2", "layout.zero: 1 or engine.name: deepspeed"),
+    "layout.zero=2": ("layout.zero is 2", "engine native", "set zero to 1, or engine to deepspeed"),
     "layout.zero=4": ("layout.zero", "4", "3 or less"),
     "layout.zero=-1": ("layout.zero", "-1", "0 or more"),
     "data.global_batch_size=17": ("data.global_batch_size", "17", "micro_batch_size 8"),
@@ -104,6 +104,8 @@ MISTAKES = {
     "optimizer.betas=[0.9, 2]": ("optimizer.betas.1", "2", "1.0 or less"),
     "optimizer.betas=[0.9, 1]": ("optimizer.betas", "[0.9, 1.0]", "below 1"),
     "schedule.warmup_steps=240": ("schedule.warmup_steps", "240", "raise steps"),
+    "schedule.warmup_steps=169": ("schedule.warmup_steps", "169", "at most 168"),
+    "schedule.decay_fraction=0.95": ("schedule.warmup_steps", "20", "at most 0.916"),
     "steps=0": ("steps", "0", "1 or more"),
     "steps=" + "9" * 30: ("steps", "9999", "2147483647 or less"),
     "steps=" + "9" * 9999: ("steps", "9999", "smaller whole number"),
@@ -140,10 +142,10 @@ def test_a_mistake_names_field_value_and_fix(override: str) -> None:
 
 
 def test_mistakes_are_listed_together_a_line_each() -> None:
-    overrides = ["layout.dp=4", "model.moe.num_experts=9", "model.pattern=[x/y]", "steps=3"]
+    overrides = ["layout.dp=4", "model.moe.num_experts=9", "steps=3"]
     title, *lines = str(check("tiny", overrides)).split("\n  ")
     assert title.endswith("tiny.yaml:")
-    fields = "model.pattern", "data.global_batch_size", "layout.ep", "schedule.warmup_steps"
+    fields = "data.global_batch_size", "layout.ep", "schedule.warmup_steps"
     assert [line.split(":")[0] for line in lines] == list(fields)
     sections = ["layout.dp=3", "model.moe.top_k=9", "steps=x", "nope=1", "model.pattern=[1]"]
     _, *lines = str(check("tiny", sections)).split("\n  ")
@@ -318,4 +320,13 @@ def test_any_text_survives_the_resolved_config(file: Path, text: str) -> None:
 def test_checks_cover_deepspeed() -> None:
     for overrides in (["layout.zero=3"], ["optimizer.name=muon"]):
         message = str(check("tiny", ["engine.name=deepspeed", *overrides]))
-        assert message.startswith("layout.") and "set layout.zero to" in message
+        assert message.startswith("layout.") and "set zero to" in message
+
+
+def test_an_integer_that_no_field_holds_is_named_and_others_are_integers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 2147483647\n")
+    assert load(str(path)).steps == 2**31 - 1
+    path.write_text(f"steps: {10**400}\n")
+    with pytest.raises(UserError, match="steps"):
+        load(str(path))

@@ -11,8 +11,8 @@ from moelstrom.moe.batch import IGNORE, Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
 from moelstrom.moe.engines.metrics import Tally, count_totals
-from moelstrom.moe.grid import Groups
-from moelstrom.moe.state.names import is_expert, logical_tensors, to_shards
+from moelstrom.moe.grid import Grid
+from moelstrom.moe.state.names import to_shards
 
 VOCAB, LENGTH, ROWS = 48, 12, 4
 
@@ -45,8 +45,8 @@ def global_batch() -> Batch:
 def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> dict:
     """Global loss, counts and every canonical gradient, from this layout's ranks."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    groups = Groups(LayoutConfig(dp=world, ep=ep))
-    model = build_model(model_config, groups, seed=7)
+    grid = Grid(LayoutConfig(dp=world, ep=ep))
+    model = build_model(model_config, grid, seed=7)
     if bias is not None:
         ffn: Any = model.layers[1].ffn
         ffn.router.bias.copy_(torch.tensor(bias))
@@ -54,18 +54,24 @@ def gradients(model_config: ModelConfig, ep: int, bias: list[float] | None) -> d
     whole = global_batch()
     rows = slice(rank * share, (rank + 1) * share)
     batch = Batch(whole.tokens[rows], whole.targets[rows], whole.documents[rows])
-    totals = count_totals([batch], groups, torch.device("cpu"))
+    totals = count_totals([batch], grid, torch.device("cpu"))
     out = model(batch)
     totals.loss(out).backward()
     tally = Tally(totals)
     tally.add(out)
-    loss, aux, counts = tally.reduce(groups)
-    result = {"loss": loss, "aux": aux, "counts": counts.double()}
-    for name, p in model.named_parameters():
-        team = groups.edp if is_expert(p) else groups.dp
+    tally.reduce(grid)
+    found = tally.metrics(0.0, 0.0, True)
+    counts = torch.stack(found.expert_load).double()
+    result = {
+        "loss": torch.tensor(found.loss),
+        "aux": torch.tensor(found.aux_loss),
+        "counts": counts,
+    }
+    for local, p in model.parameters_here():
+        team = grid.edp if local.expert else grid.replicas
         grad = torch.zeros_like(p) if p.grad is None else p.grad.contiguous()
         dist.all_reduce(grad, group=team.group)
-        for shard in to_shards("g", logical_tensors(name, p), 0, grad.flatten()):
+        for shard in to_shards("g", local.logicals(), 0, grad.flatten()):
             result[shard.name] = shard.data.clone()
     return result
 

@@ -15,12 +15,14 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from .... import UserError
 from ...backend import Poll, SeatLost, SeatSilent, Site, Start
 from ...config import ClusterConfig
 from .actor import WorkerActor
 
 START_TIMEOUT_S = 120.0
 """For Ray to start its own processes on the nodes."""
+USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 PATIENCE_S = 15.0
 """How long a reservation waits for room before it is thought over."""
 
@@ -190,6 +192,8 @@ def translated(error: BaseException) -> BaseException:
     """An actor's error as `backend` tells it."""
     # An error of the called method itself comes as both its own class and Ray's: OSError means
     # more to the caller.
+    if isinstance(error, UserError):
+        return UserError(str(error).strip().splitlines()[-1].removeprefix(f"{USER_ERROR}: "))
     if isinstance(error, OSError):
         return OSError(str(error).strip().splitlines()[-1])
     if isinstance(error, ActorUnavailableError):

@@ -1,5 +1,8 @@
 """The connection to Ray: a running cluster, or a local one that lives as long as the run.
 
+Ray puts the driver's current folder first where its actors import from, so it starts in an empty
+one: a file that lies beside a config is not run in every rank.
+
 Ray is imported inside functions here, and the modules beside this one that import it come after,
 because it reads its authentication mode while it is imported.
 """
@@ -11,7 +14,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from .... import UserError
@@ -109,7 +112,8 @@ def connection(address: str) -> Iterator[None]:
 
     _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with tempfile.TemporaryDirectory() as empty, chdir(empty):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -145,6 +149,18 @@ def _local_ray(num_cpus: int) -> Iterator[None]:
     root = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="moel-", dir=root if len(root) <= MAX_TEMP_ROOT else "/tmp")
     try:
+        with chdir(folder):
+            _start(num_cpus, folder)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(num_cpus: int, folder: str) -> None:
+    import ray
+
+    try:
         ray.init(
             address="local",
             num_cpus=max(num_cpus, os.cpu_count() or 1),
@@ -154,7 +170,9 @@ def _local_ray(num_cpus: int) -> Iterator[None]:
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             _temp_dir=f"{folder}/ray",  # Ray opens this to everybody; mkdtemp's is ours alone.
         )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    except Exception as error:  # Ray raises just that where its processes are slow to come up.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cluster: the local Ray did not start ({reason}); this machine may be too busy or "
+            "full: see what else runs, and try again"
+        ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from .... import UserError
 from ...config import ModelConfig, OptimizerConfig
-from ...optim.rules import decays, rule
+from ...optim.rules import rule
 from .assembled import KINDS, Assembly, ForeignSource, Steps
 from .records import plain
 from .torchfile import FIX, Stored, TorchFile, understood
@@ -195,11 +195,11 @@ def _take_whole(assembly: Assembly, folder: Folder, steps: Steps) -> None:
 
 
 def _groups(wanted: Wanted, muon: bool) -> list[list[str]]:
-    """Our engine's parameter groups (engines/deepspeed.py), by name."""
+    """Our engine's parameter groups (engines/deepspeed/engine.py), by name."""
     config = OptimizerConfig(name="muon" if muon else "adamw")
     kinds: dict[tuple[bool, str, bool], list[str]] = {}
     for name, p in wanted.parameters.items():
-        kind = (wanted.expert(name), rule(name, p, config), decays(p))
+        kind = (p.expert, rule(p.spec, config), p.spec.decay)
         kinds.setdefault(kind, []).append(name)
     return list(kinds.values())
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from torch import nn
 
 from .... import UserError
 from ...config import ModelConfig
-from ...model import Model
 from ...sizing.counts import count_parameters
-from ...state.names import Logical, is_expert, logical_tensors
-from ..layouts.parameters import skeleton
+from ...state.names import Local, Logical
+from ..layouts.parameters import Skeleton
 from ..manifest import explain
 from ..plainfile import read_plain
 from .pickles import shown
@@ -37,38 +35,29 @@ class Wanted:
     config: ModelConfig
 
     @cached_property
-    def model(self) -> Model:
-        """The whole model without data."""
-        return skeleton(self.config)
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, Local]:
         """Every parameter by its name, all experts of a layer in one."""
-        return dict(self.model.named_parameters())
+        return {p.name: p for p in Skeleton(self.config).parameters}
 
     @cached_property
     def buffers(self) -> dict[str, tuple[int, ...]]:
         """Shape of every buffer by its name."""
-        return {name: tuple(b.shape) for name, b in self.model.named_buffers()}
+        return {name: spec.shape for name, spec in Skeleton(self.config).buffers}
 
     @cached_property
     def logicals(self) -> dict[str, list[Logical]]:
         """The logical tensors in every parameter and buffer, in memory order."""
         found = {name: [Logical(name, shape, 0)] for name, shape in self.buffers.items()}
-        return found | {name: logical_tensors(name, p) for name, p in self.parameters.items()}
+        return found | {name: p.logicals() for name, p in self.parameters.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the parameter or buffer `name`."""
         found = self.parameters.get(name)
-        return self.buffers[name] if found is None else tuple(found.shape)
+        return self.buffers[name] if found is None else found.shape
 
     def numel(self, name: str) -> int:
         """Elements of the parameter or buffer `name`."""
         return math.prod(self.shape(name))
-
-    def expert(self, name: str) -> bool:
-        """Whether `name` stacks experts."""
-        return name in self.parameters and is_expert(self.parameters[name])
 
     def known(self, name: str) -> str | None:
         """The model's own name for `name`, without wrapping modules; None if it has none."""

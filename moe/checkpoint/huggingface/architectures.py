@@ -13,8 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from .... import UserError
-from ...config import ModelConfig
-from ...model import layer_kinds
+from ...config import ModelConfig, layer_kinds
 from ..foreign.pickles import shown
 from ..foreign.wanted import MAX_LAYERS, check_countable
 from ..manifest import explain
@@ -60,9 +59,11 @@ def _obstacles(model: ModelConfig, found: Architecture) -> Iterator[tuple[str, s
     moe, name = model.moe, found.class_name
     kinds = layer_kinds(model)
     norm = f"with model.qk_norm {model.qk_norm}"
-    if any(mixer != "attention" for mixer, _ in kinds):
+    if model.layers:
+        yield "layers", f"{name} has layers of one shape, as model.pattern gives"
+    if any(k.mixer.kind != "attention" for k in kinds):
         yield "pattern", f"{name} has attention only"
-    if any(ffn == "dense" for _, ffn in kinds) and found is not QWEN3_MOE:
+    if any(k.ffn.kind == "dense" for k in kinds) and found is not QWEN3_MOE:
         yield "pattern", f"{name}, the class {norm}, has no dense layers"
     if moe.score != "softmax":
         yield "moe.score", f"{name} has softmax scores, not {moe.score}"
@@ -118,7 +119,7 @@ def _own_fields(model: ModelConfig, found: Architecture) -> dict[str, Any]:
     }
     if found is OLMOE:
         return {**fields, "intermediate_size": moe.expert_size, "clip_qkv": None}
-    dense = [i for i, (_, ffn) in enumerate(layer_kinds(model)) if ffn == "dense"]
+    dense = [i for i, k in enumerate(layer_kinds(model)) if k.ffn.kind == "dense"]
     return {
         **fields,
         "intermediate_size": model.ffn_size,

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import secrets
 import shutil
 from collections.abc import Iterable
 from itertools import groupby
@@ -16,6 +15,7 @@ from ...config import ModelConfig
 from ...state.source import TensorInfo
 from .. import folder as disk
 from ..commit import merge
+from ..lease import take
 from ..manifest import dump
 from ..tensorfile import TensorFile
 from .architectures import from_config
@@ -31,27 +31,29 @@ def load(folder: Path, path: Path, progress: Progress | None = None) -> tuple[Pa
 
     Its meta has "hf": what exporting it again needs and no model of ours holds (see kept.py). The
     checkpoint appears whole or not at all; memory holds a chunk of one tensor. Raises UserError
-    for a model that ours cannot compute, damage, pickles, and where `path` holds a step 0 already
-    or cannot be written.
+    for a model that ours cannot compute, damage, pickles, and where `path` holds a step 0 already,
+    belongs to a running run or cannot be written.
     """
     kept = read_kept(folder)
     found, model = from_config(kept["config"], str(folder / CONFIG))
     weights = Weights(folder)
     wanted = entries(model, found, weights.stacked)
     weights.check(wanted)
-    final, nonce = disk.step_folder(path, 0), secrets.token_hex(8)
+    final = disk.step_folder(path, 0)
     if final.exists() or final.is_symlink():
         raise UserError(f"{final}: exists already; give another checkpoint folder")
-    temporary = disk.temporary_folder(path, 0, nonce)
+    lease = take(path, "saves", "checkpoint.path", patience_s=0)
+    temporary = disk.temporary_folder(path, 0, lease.session)
     meta = {"data": None, "config": {}, "model": model.model_dump(mode="json"), KEPT: kept}
     try:
         temporary.mkdir(parents=True)
         report = _Writer(weights, temporary / disk.shard_name(0), model, progress).run(wanted)
-        disk.publish(temporary, final, dump(merge(0, meta, [report])))
+        disk.publish(temporary, final, dump(merge(0, meta, [report])), lease.check)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a folder with room") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        lease.release()
     return final, model
 
 

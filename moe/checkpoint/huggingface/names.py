@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...config import ModelConfig
-from ...model import layer_kinds
+from ...config import ModelConfig, layer_kinds
+from ...model import model_specs
 from .architectures import Architecture
 
 Shape = tuple[int, ...]
@@ -51,9 +51,9 @@ def entries(model: ModelConfig, found: Architecture, stacked: bool = False) -> l
     table = (model.vocab_size, model.hidden_size)
     result = [_whole(EMBEDDING, "embedding", table)]
     moe = _stacks if stacked else _experts
-    for i, (_, ffn) in enumerate(layer_kinds(model)):
+    for i, layer in enumerate(layer_kinds(model)):
         result += _mixer(model, f"model.layers.{i}", f"layers.{i}")
-        make = moe if ffn == "moe" else _dense
+        make = moe if layer.ffn.kind == "moe" else _dense
         result += make(model, found, f"model.layers.{i}", f"layers.{i}.ffn")
     result.append(_whole("model.norm.weight", "norm.weight", (model.hidden_size,)))
     if not model.tie_embeddings:
@@ -63,9 +63,7 @@ def entries(model: ModelConfig, found: Architecture, stacked: bool = False) -> l
 
 def buffers(model: ModelConfig) -> dict[str, Shape]:
     """Logical tensors of ours that no class has: the routers' balancing biases, by name."""
-    kinds = enumerate(layer_kinds(model))
-    shape = (model.moe.num_experts,)
-    return {f"model/layers.{i}.ffn.router.bias": shape for i, (_, ffn) in kinds if ffn == "moe"}
+    return {f"model/{name}": s.shape for name, s in model_specs(model).items() if s.buffer}
 
 
 def _whole(key: str, name: str, shape: Shape) -> Entry:

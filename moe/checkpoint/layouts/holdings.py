@@ -5,14 +5,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...config import ModelConfig, OptimizerConfig
-from ...engines.native.optimizer import STATE
-from ...model import Model
-from ...optim.rules import rule
+from ...engines import ENGINES
+from ...engines.kind import Run
+from ...grid import Place
+from ...optim.rules import STATE, rule
 from ...state.source import Slab, TensorInfo
 from .check import check_layout, check_tensors
-from .layout import Place, Target
-from .parameters import LocalParameter, dense_parameters, expert_parameters, skeleton, stages_of
-from .zero import Run, share
+from .layout import Target
+from .parameters import (
+    LocalParameter,
+    Skeleton,
+    dense_parameters,
+    expert_parameters,
+    stages_of,
+)
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -30,7 +36,8 @@ def holdings(
     for team in layout.teams():
         speakers = team.ranks if target.zero else team.ranks[:1]
         for rank, runs in zip(speakers, layout.share(team), strict=False):
-            ranks[rank] += layout.slabs(run for run in runs if run.parameter.writes)
+            writing = [run for run in runs if team.held[run.index].writes]
+            ranks[rank] += layout.slabs(team, writing)
     for stage in range(target.pp):
         ranks[target.rank(Place(stage, 0, 0))] += layout.buffers(stage)
     for saved_by, slab in layout.random_state():
@@ -50,9 +57,29 @@ def needs(
     place = target.place(rank)
     found: list[Slab] = []
     for team in layout.teams_at(place):
-        found += layout.slabs(layout.share(team)[team.ranks.index(rank)])
+        found += layout.slabs(team, layout.share(team)[team.ranks.index(rank)])
     found += layout.buffers(place.stage)
     return found + [slab for saved_by, slab in layout.random_state() if saved_by == rank]
+
+
+def share(
+    held: list[LocalParameter], members: int, target: Target, optimizer: OptimizerConfig
+) -> list[list[Run]]:
+    """The runs whose master weights and optimizer state each of `members` ranks keeps, by rank.
+
+    `held` are the dense parameters that these ranks hold, or their experts, in the order of the
+    model. Without ZeRO every rank keeps all.
+    """
+    here = [p.local for p in held]
+    if target.zero == 0 or members == 1:
+        return [[Run(i, 0, p.numel) for i, p in enumerate(here)]] * members
+    shares: list[list[Run]] = [[] for _ in range(members)]
+    owned = ENGINES[target.engine].share(
+        here, members, target.zero, target.bucket_mb << 20, optimizer
+    )
+    for owner, run in owned:
+        shares[owner].append(run)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -71,7 +98,7 @@ class Layout:
     ) -> None:
         check_layout(model, target, optimizer)
         self.tensors, self.target, self.optimizer = tensors, target, optimizer
-        self.model: Model = skeleton(model)
+        self.model = Skeleton(model)
         check_tensors(tensors, self.model, optimizer)
 
     def teams(self) -> Iterator[Team]:
@@ -106,11 +133,11 @@ class Layout:
         """The runs that each rank of the team keeps."""
         return share(team.held, len(team.ranks), self.target, self.optimizer)
 
-    def slabs(self, runs: Iterable[Run]) -> Iterator[Slab]:
+    def slabs(self, team: Team, runs: Iterable[Run]) -> Iterator[Slab]:
         """Each run's master weights, then its optimizer state where `tensors` has it."""
         for run in runs:
-            p = run.parameter
-            update = rule(p.name, p.tensor, self.optimizer)
+            p = team.held[run.index]
+            update = rule(p.local.spec, self.optimizer)
             elements = list(p.elements(run.start, run.numel))
             for prefix in ("model", *(f"{update}/{key}" for key in STATE[update])):
                 for e in elements:
@@ -120,9 +147,9 @@ class Layout:
 
     def buffers(self, stage: int) -> Iterator[Slab]:
         """The buffers of a pipeline stage, which all its ranks hold."""
-        for name, buffer in self.model.named_buffers():
+        for name, spec in self.model.buffers:
             if stage in stages_of(name, self.model.config, self.target):
-                yield Slab(f"model/{name}", 0, buffer.numel())
+                yield Slab(f"model/{name}", 0, spec.numel)
 
     def random_state(self) -> Iterator[tuple[int, Slab]]:
         """The generators' states, each with the rank that saved it."""

@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from ...build import build_model
 from ...config import EngineConfig, LayoutConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from ...engines import EngineOptions, make_engine
-from ...grid import Groups
-from ...state.names import fill, logical_tensors
+from ...grid import Grid
+from ...state.names import Local, fill
+from ..layouts.parameters import Skeleton
 from ..reader import Reader
 
 WRITERS = 2
@@ -60,10 +60,9 @@ def _save_deepspeed(reader: Reader, model: ModelConfig, folder: Path) -> None:
         schedule=ScheduleConfig(),
         steps=10,
     )
-    groups = Groups(options.layout)
-    engine: Any = make_engine(options, groups)
+    engine: Any = make_engine(options, Grid(options.layout))
     engine.setup(torch.device("cpu"))
-    engine.build(build_model(model, groups, seed=0))
+    engine.build(model, seed=0)
     engine.import_state(reader)
     for module in engine._engine.module.modules():
         if isinstance(module, MoE):
@@ -77,20 +76,18 @@ def _save_dcp(reader: Reader, model: ModelConfig, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (WRITERS,))
     weights: dict[str, Any] = {}
     moments: dict[str, dict[str, Any]] = {}
-    built = build_model(model, Groups(LayoutConfig(dp=WRITERS)), seed=0)
-    for name, p in built.named_parameters():
-        weights[name] = _sharded(reader, "model", name, p, mesh)
+    skeleton = Skeleton(model)
+    for p in skeleton.parameters:
+        weights[p.name] = _sharded(reader, "model", p, mesh)
         kinds = ("exp_avg", "exp_avg_sq")
-        moments[name] = {k: _sharded(reader, f"adamw/{k}", name, p, mesh) for k in kinds}
-    weights |= dict(built.named_buffers())
+        moments[p.name] = {k: _sharded(reader, f"adamw/{k}", p, mesh) for k in kinds}
+    weights |= {name: torch.zeros(spec.shape) for name, spec in skeleton.buffers}
     dcp.save({"model": weights, "optim": {"state": moments}}, checkpoint_id=folder)
 
 
-def _sharded(
-    reader: Reader, prefix: str, name: str, p: torch.Tensor, mesh: DeviceMesh
-) -> torch.Tensor:
+def _sharded(reader: Reader, prefix: str, p: Local, mesh: DeviceMesh) -> torch.Tensor:
     whole = torch.empty(p.shape)
-    fill(reader, prefix, logical_tensors(name, p), 0, whole.view(-1))
+    fill(reader, prefix, p.logicals(), 0, whole.view(-1))
     return distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
 
 

@@ -42,8 +42,9 @@ def reshape(plan: Plan, out: Path, progress: Progress | None = None) -> Path:
         try:
             manifest = _Work(plan, hidden / "data", journal, progress).run()
             disk.publish(hidden / "data", final, dump(manifest))
-        except OSError:
-            if not journal.done:
+        except OSError as error:
+            # After a failed flush what is read back need not be on the disk: nothing can be kept.
+            if not journal.done or isinstance(error, disk.FlushError):
                 shutil.rmtree(hidden, ignore_errors=True)
             raise
         finally:

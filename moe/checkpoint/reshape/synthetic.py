@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from ...config import ModelConfig, OptimizerConfig
-from ...engines.native.optimizer import STATE
-from ...optim.rules import rule
-from ...state.names import logical_tensors
+from ...optim.rules import STATE, rule
 from ...state.source import TensorInfo
-from ..layouts.parameters import skeleton
+from ..layouts.parameters import Skeleton
 
 RANDOM_STATE = 5056
 """Bytes of a CPU generator's."""
@@ -54,12 +52,12 @@ class Synthetic:
 
 
 def _tensors(model: ModelConfig, optimizer: OptimizerConfig) -> Iterator[tuple[str, TensorInfo]]:
-    built = skeleton(model)
-    for name, p in built.named_parameters():
-        update = rule(name, p, optimizer)
-        for t in logical_tensors(name, p):
+    skeleton = Skeleton(model)
+    for p in skeleton.parameters:
+        update = rule(p.spec, optimizer)
+        for t in p.logicals():
             for prefix in ("model", *(f"{update}/{key}" for key in STATE[update])):
                 yield f"{prefix}/{t.name}", TensorInfo(torch.float32, t.shape)
-    for name, buffer in built.named_buffers():
-        yield f"model/{name}", TensorInfo(buffer.dtype, tuple(buffer.shape))
+    for name, spec in skeleton.buffers:
+        yield f"model/{name}", TensorInfo(torch.float32, spec.shape)
     yield "rng/0/cpu", TensorInfo(torch.uint8, (RANDOM_STATE,))

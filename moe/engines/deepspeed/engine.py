@@ -14,56 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .... import UserError
 from ...batch import Batch
-from ...config import EngineConfig, LayoutConfig, OptimizerConfig
-from ...grid import Groups
-from ...model import Block, Model, ModelOutput
-from ...optim.rules import decays, matrix_shape, rule
+from ...build import build_model
+from ...config import ModelConfig
+from ...grid import Grid
+from ...model import Loads, Model, ModelOutput
+from ...optim.rules import STATE, rule
 from ...optim.schedule import learning_rate
 from ...stages import CLOCK, waiting
-from ...state.names import buffer_shards, fill_buffers, is_expert, logical_tensors
+from ...state.names import buffer_shards, fill_buffers
 from ...state.shard import Shard
 from ...state.source import Source
 from ..base import NO_HOOKS, StepHooks, StepMetrics
-from ..metrics import Tally, count_totals, evaluate
-from ..native.optimizer import STATE
+from ..metrics import Tally, count_loads, count_totals, evaluate
 from ..options import EngineOptions
 from . import state as held_state
 from .gate import Gate
 from .state import Named
 from .whole_optimizer import WholeOptimizer
-
-
-def check(layout: LayoutConfig, engine: EngineConfig, optimizer: OptimizerConfig) -> None:
-    """Raise UserError for what DeepSpeed 0.19.8 cannot hold.
-
-    ZeRO 3 knows expert groups only for the layers of its own AutoEP: it would partition our
-    experts over ranks that hold different ones. From ZeRO 1 on it flattens the parameters, and
-    Muon needs whole matrices; its own Muon orthogonalises before it measures and clips the norm,
-    so it is not the update that `optimizer` describes. Compiled blocks do not see the gathering of
-    ZeRO 3.
-    """
-    if engine.name != "deepspeed":
-        return
-    if layout.zero == 3 and layout.ep > 1:
-        raise UserError(
-            f"layout.ep is {layout.ep} with layout.zero 3 and engine.name deepspeed: its ZeRO 3 "
-            "cannot partition experts that ranks do not share; set layout.zero to 2, or layout.ep "
-            "to 1"
-        )
-    if optimizer.name == "muon" and layout.zero > 0:
-        raise UserError(
-            f"layout.zero is {layout.zero} with optimizer.name muon and engine.name deepspeed: its "
-            "ZeRO splits the matrices that Muon needs whole; set layout.zero to 0, or engine.name "
-            "to native"
-        )
-    if engine.compile and layout.zero == 3:
-        raise UserError(
-            "engine.compile is true with layout.zero 3 and engine.name deepspeed: compiled blocks "
-            "do not gather its partitioned parameters; set engine.compile to false, or layout.zero "
-            "to 2"
-        )
 
 
 class Trainee(nn.Module):
@@ -73,12 +41,14 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: Batch, counted: Loads = ()
+    ) -> tuple[torch.Tensor, torch.Tensor, Loads]:
         """The fields of ModelOutput."""
         # Without Model's own hooks its direct parameters count as ours: ZeRO 3 then gathers them
         # for the backward pass too, which it starts from the tensors in the output.
-        out = self.model.forward(batch)
-        return out.loss_sum, out.aux_sum, out.counts
+        out = self.model.forward(batch, counted)
+        return out.loss_sum, out.aux_sum, out.loads
 
 
 class DeepSpeedEngine:
@@ -87,9 +57,8 @@ class DeepSpeedEngine:
     model: Model
     before_update: Callable[[], None]
 
-    def __init__(self, options: EngineOptions, groups: Groups) -> None:
-        check(options.layout, options.engine, options.optimizer)
-        self.options, self.groups = options, groups
+    def __init__(self, options: EngineOptions, grid: Grid) -> None:
+        self.options, self.grid = options, grid
         self.zero = options.layout.zero
         self.steps_done = self.skipped = 0
         self.before_update = lambda: None
@@ -110,19 +79,20 @@ class DeepSpeedEngine:
         # It calls collectives by names that torch 2.13 warns of, at every step.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 
-    def build(self, model: Model) -> None:
-        """Hand the model to DeepSpeed; collective over all ranks."""
+    def build(self, config: ModelConfig, seed: int) -> None:
+        """Make the model and hand it to DeepSpeed; collective over all ranks."""
         import deepspeed
 
+        model = build_model(config, self.grid, seed, self.options.engine.recompute)
         self.model = model
         groups, named = self._parameter_groups()
         self._base = self._make_optimizer(groups)
         trainee = Trainee(model)
         if any(group["moe"] for group in groups):
-            trainee.add_module("expert_groups", _expert_groups(self.groups.ep.size))
+            trainee.add_module("expert_groups", _expert_groups(self.grid.ep.size))
         if self.zero == 3:
             # Routers and experts return what hooks cannot see through: gather a block as one.
-            deepspeed.utils.set_z3_leaf_modules(trainee, [Block])
+            deepspeed.utils.set_z3_leaf_modules(trainee, list({type(b) for b in model.layers}))
         # It prints memory reports.
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
@@ -137,18 +107,17 @@ class DeepSpeedEngine:
     def _parameter_groups(self) -> tuple[list[dict[str, Any]], list[list[Named]]]:
         """DeepSpeed's parameter groups, and what each parameter is called in the checkpoint."""
         kinds: dict[tuple[bool, str, bool], list[Named]] = {}
-        for name, p in self.model.named_parameters():
-            expert, update = is_expert(p), rule(name, p, self.options.optimizer)
-            team = self.groups.edp if expert else self.groups.dp
-            exported = self.zero > 0 or team.rank == 0
-            named = Named(p, logical_tensors(name, p), update, exported)
-            kinds.setdefault((expert, update, decays(p)), []).append(named)
+        for local, p in self.model.parameters_here():
+            update = rule(local.spec, self.options.optimizer)
+            team = self.grid.edp if local.expert else self.grid.replicas
+            named = Named(p, local, update, exported=self.zero > 0 or team.rank == 0)
+            kinds.setdefault((local.expert, update, local.spec.decay), []).append(named)
         groups = [self._group(*kind, named) for kind, named in kinds.items()]
         return groups, list(kinds.values())
 
     def _group(self, expert: bool, update: str, decay: bool, named: list[Named]) -> dict[str, Any]:
         parameters = [n.parameter for n in named]
-        ep = self.groups.ep.size
+        ep = self.grid.ep.size
         # With one expert-parallel rank the experts are parameters like all others.
         moe = expert and ep > 1
         for p in parameters if moe else []:
@@ -159,14 +128,14 @@ class DeepSpeedEngine:
             "moe": moe,
             "name": f"ep_size_{ep}" if moe else f"{update}-{decay}",
             "rule": update,
-            "shapes": [matrix_shape(p) if update == "muon" else () for p in parameters],
+            "shapes": [n.local.matrix_shape if update == "muon" else () for n in named],
             "weight_decay": self.options.optimizer.weight_decay if decay else 0.0,
         }
 
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         c = self.options.optimizer
         if self.zero == 0:
-            return WholeOptimizer(groups, c, self.groups.ep, self._gate)
+            return WholeOptimizer(groups, c, self.grid.ep, self._gate)
         return self._gate.guard(torch.optim.AdamW(groups, c.lr, c.betas, c.eps, fused=True))
 
     def _config(self) -> dict[str, Any]:
@@ -179,7 +148,7 @@ class DeepSpeedEngine:
             "steps_per_print": None,
             "zero_optimization": {
                 "stage": self.zero,
-                "reduce_bucket_size": (options.engine.bucket_mb << 20) // 4,
+                "reduce_bucket_size": options.bucket_bytes // 4,
                 # Whole blocks are gathered: keeping small parameters would save nothing.
                 "stage3_param_persistence_threshold": 0,
             },
@@ -197,7 +166,7 @@ class DeepSpeedEngine:
             self._held = held_state.held_whole(named, self._base)
             return
         if self.zero == 3:
-            rank = self.groups.dp.rank
+            rank = self.grid.replicas.rank
             self._held = held_state.held_partitions(named, self._engine.optimizer, rank)
         else:
             self._held = held_state.held_flat(named, self._base)
@@ -210,22 +179,26 @@ class DeepSpeedEngine:
     def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
         """Accumulate the micro-batches, update the parameters and the schedule."""
         o = self.options
-        totals = count_totals(microbatches, self.groups, self.device)
+        totals = count_totals(microbatches, self.grid, self.device)
         lr = learning_rate(o.schedule, o.optimizer.lr, self.steps_done, o.steps)
         for group in self._base.param_groups:
             group["lr"] = lr
+        counted = count_loads(self.model, self._forward, microbatches, self.grid, self.device)
         tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._engine.set_gradient_accumulation_boundary(i == len(microbatches) - 1)
-            out = self._forward(batch.to(self.device))
+            out = self._forward(batch.to(self.device), counted)
             # DeepSpeed divides every sum of gradients, experts' too, by all ranks.
-            self._engine.backward(totals.loss(out) * self.groups.dp.size)
+            self._engine.backward(totals.loss(out) * self.grid.replicas.size)
             tally.add(out)
-        tally.reduce(self.groups, hooks.leave())
+        tally.reduce(self.grid, hooks.leave())
         applied = self._update(hooks, tally)
+        if applied:
+            with CLOCK.stage("update"):
+                self.model.after_update(tally.loads())
         self.steps_done += 1
         self.skipped += not applied
-        return tally.finish(self.model, self._norm(), lr, applied)
+        return tally.metrics(self._norm(), lr, applied)
 
     def _update(self, hooks: StepHooks, tally: Tally) -> bool:
         """DeepSpeed's step; False if it was refused, or if DeepSpeed itself dropped it for a norm
@@ -250,20 +223,20 @@ class DeepSpeedEngine:
         norm: Any = self._engine.optimizer._global_grad_norm if self.zero else self._base.norm  # type: ignore[attr-defined]
         value = torch.as_tensor(norm, dtype=torch.float64, device=self.device)
         with waiting():
-            dist.broadcast(value, 0, group=self.groups.dp.group)
+            dist.broadcast(value, 0, group=self.grid.world.group)
             return value.item()
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
-        return evaluate(self._forward, batches, self.groups, self.device)  # type: ignore[arg-type]
+        return evaluate(self._forward, batches, self.grid, self.device)
 
-    def _forward(self, batch: Batch) -> ModelOutput:
-        return ModelOutput(*self._engine(batch))
+    def _forward(self, batch: Batch, counted: Loads = ()) -> ModelOutput:
+        return ModelOutput(*self._engine(batch, counted))
 
     def export_state(self) -> list[Shard]:
         """This rank's part of the canonical state; over all ranks every element comes once."""
         shards = held_state.export(self._held, self._base)
-        if self.groups.dp.rank == 0:
+        if self.grid.writer:
             shards += buffer_shards(self.model)
         return shards
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...state.names import Logical, fill, has_optimizer, to_shards
+from ...state.names import Local, fill, has_optimizer, to_shards
 from ...state.shard import Shard
 from ...state.source import Source
 
@@ -17,7 +17,7 @@ class Named:
     """A parameter as it was before DeepSpeed flattened or partitioned it."""
 
     parameter: nn.Parameter
-    logicals: list[Logical]
+    local: Local
     rule: str
     exported: bool
     """Whether this rank speaks for its copy where every rank keeps one (ZeRO 0)."""
@@ -86,7 +86,7 @@ def export(held: list[Held], base: torch.optim.Optimizer) -> list[Shard]:
     for h in held:
         if h.named.exported:
             for prefix, values in h.tensors(base.state[h.master]):
-                shards += to_shards(prefix, h.named.logicals, h.start, values)
+                shards += to_shards(prefix, h.named.local.logicals(), h.start, values)
     return shards
 
 
@@ -96,7 +96,7 @@ def load(held: list[Held], base: torch.optim.Optimizer, reader: Source, updates:
     stateful = has_optimizer(reader)
     for h in held:
         for prefix, values in h.tensors(base.state[h.master] if stateful else {}):
-            fill(reader, prefix, h.named.logicals, h.start, values)
+            fill(reader, prefix, h.named.local.logicals(), h.start, values)
     for state in base.state.values():
         if "step" in state:
             state["step"].fill_(updates)

@@ -9,8 +9,8 @@ from torch import nn
 from ...config import OptimizerConfig
 from ...grid import Team
 from ...optim.muon import Muon
+from ...optim.rules import STATE
 from ...stages import waiting
-from ..native.optimizer import STATE
 from .gate import Gate
 
 

@@ -1,82 +1,19 @@
 """Flat gradient buckets: one collective and one optimizer shard for many parameters."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ...grid import Team
-from ...optim.rules import matrix_shape
 from ...stages import waiting
-from ...state.names import fill, logical_tensors, to_shards
+from ...state.names import Parameters, fill, to_shards
 from ...state.shard import Shard
 from ...state.source import Source
+from .shares import Piece, split
 
 # torch 2.13 renamed both and warns of the old names; 2.11 has only those.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements [start, start + numel) of a flattened parameter, at `position` of the bucket."""
-
-    name: str
-    parameter: nn.Parameter
-    start: int
-    numel: int
-    position: int
-
-
-def split_elements(named: list[tuple[str, nn.Parameter]], shards: int) -> tuple[list[Piece], int]:
-    """Cut the parameters, laid end to end, into `shards` equal runs of elements.
-
-    Returns the pieces and the elements of a shard (the last is padded).
-    """
-    total = sum(p.numel() for _, p in named)
-    size = -(-total // shards)
-    pieces, position = [], 0
-    for name, p in named:
-        start = 0
-        while start < p.numel():
-            numel = min(p.numel() - start, size - position % size)
-            pieces.append(Piece(name, p, start, numel, position))
-            start, position = start + numel, position + numel
-    return pieces, size
-
-
-def split_matrices(named: list[tuple[str, nn.Parameter]], shards: int) -> tuple[list[Piece], int]:
-    """Deal whole matrices to `shards` in order, balanced to within a matrix (Muon needs them
-    whole); a shard is padded to the largest."""
-    total = sum(p.numel() for _, p in named)
-    runs: list[tuple[int, str, nn.Parameter, int, int]] = []
-    loads = [0] * shards
-    seen = 0
-    for name, p in named:
-        rows, columns = matrix_shape(p)
-        size = rows * columns
-        for start in range(0, p.numel(), size):
-            owner = (2 * seen + size) * shards // (2 * total)
-            runs.append((owner, name, p, start, size))
-            loads[owner], seen = loads[owner] + size, seen + size
-    return _place(runs, max(loads)), max(loads)
-
-
-def _place(runs: list[tuple[int, str, nn.Parameter, int, int]], shard: int) -> list[Piece]:
-    pieces: list[Piece] = []
-    position, current = 0, 0
-    for owner, name, p, start, size in runs:
-        last = pieces[-1] if pieces and owner == current else None
-        if owner != current:
-            position, current = owner * shard, owner
-        if last and last.name == name and last.position + last.numel == position:
-            pieces[-1] = Piece(name, p, last.start, last.numel + size, last.position)
-        else:
-            pieces.append(Piece(name, p, start, size, position))
-        position += size
-    return pieces
 
 
 class Bucket:
@@ -86,24 +23,23 @@ class Bucket:
     the optimizer state, of its own shard; without it every rank keeps them all.
     """
 
-    def __init__(
-        self, named: list[tuple[str, nn.Parameter]], team: Team, rule: str, sharded: bool
-    ) -> None:
+    def __init__(self, held: Parameters, team: Team, rule: str, sharded: bool) -> None:
         self.team, self.rule = team, rule
         self.sharded = sharded and team.size > 1
         self.shards = team.size if self.sharded else 1
-        split = split_matrices if rule == "muon" else split_elements
-        self.pieces, self.size = split(named, self.shards)
-        self.parameters = [p for _, p in named]
+        self.pieces, self.size = split([local for local, _ in held], self.shards, rule)
+        self.parameters = [p for _, p in held]
+        self.decay = held[0][0].spec.decay
         device = self.parameters[0].device
         self.gradient = torch.zeros(self.shards * self.size, device=device)
         self.shard_gradient = (
             self.gradient if not self.sharded else torch.zeros_like(self.gradient[: self.size])
         )
         self.master = torch.zeros(self.size, device=device)
+        self._parameter = {local.name: p for local, p in held}
         self._by_parameter: dict[nn.Parameter, list[Piece]] = {}
         for piece in self.pieces:
-            self._by_parameter.setdefault(piece.parameter, []).append(piece)
+            self._by_parameter.setdefault(self._parameter[piece.local.name], []).append(piece)
         self._low = (team.rank if self.sharded else 0) * self.size
         self._work: dist.Work | None = None
         self._arrived = 0
@@ -114,10 +50,14 @@ class Bucket:
         inside = range(self._low, self._low + self.size)
         return [(p, p.position - self._low) for p in self.pieces if p.position in inside]
 
+    def _elements(self, piece: Piece) -> torch.Tensor:
+        parameter = self._parameter[piece.local.name]
+        return parameter.view(-1)[piece.start : piece.start + piece.numel]
+
     @torch.no_grad()
     def _load_master(self) -> None:
         for piece, at in self.owned():
-            flat = piece.parameter.view(-1)[piece.start : piece.start + piece.numel]
+            flat = self._elements(piece)
             self.master[at : at + piece.numel] = flat.float()
 
     @torch.no_grad()
@@ -176,7 +116,7 @@ class Bucket:
             with waiting():
                 _all_gather(whole, shard, group=self.team.group)
         for piece in self.pieces:
-            flat = piece.parameter.view(-1)[piece.start : piece.start + piece.numel]
+            flat = self._elements(piece)
             flat.copy_(whole[piece.position : piece.position + piece.numel])
         self.discard()
 
@@ -190,7 +130,7 @@ class Bucket:
             return []
         shards: list[Shard] = []
         for piece, at in self.owned():
-            logicals = logical_tensors(piece.name, piece.parameter)
+            logicals = piece.local.logicals()
             shards += to_shards(prefix, logicals, piece.start, values[at : at + piece.numel])
         return shards
 
@@ -198,20 +138,5 @@ class Bucket:
     def load(self, reader: Source, prefix: str, values: torch.Tensor) -> None:
         """Read the elements that `export` names into `values`."""
         for piece, at in self.owned():
-            logicals = logical_tensors(piece.name, piece.parameter)
+            logicals = piece.local.logicals()
             fill(reader, prefix, logicals, piece.start, values[at : at + piece.numel])
-
-
-def fill_buckets(
-    named: Iterable[tuple[str, nn.Parameter]], limit_bytes: int
-) -> list[list[tuple[str, nn.Parameter]]]:
-    """Group parameters, in order, into runs of about `limit_bytes` of fp32 gradients."""
-    buckets: list[list[tuple[str, nn.Parameter]]] = []
-    room = 0
-    for name, p in named:
-        if room <= 0:
-            buckets.append([])
-            room = limit_bytes
-        buckets[-1].append((name, p))
-        room -= 4 * p.numel()
-    return buckets

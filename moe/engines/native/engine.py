@@ -7,19 +7,22 @@ import torch.distributed as dist
 from torch import nn
 
 from ...batch import Batch
-from ...grid import Groups
+from ...build import build_model
+from ...config import ModelConfig
+from ...grid import Grid
 from ...model import Model
-from ...optim.rules import decays, rule
+from ...optim.rules import rule
 from ...optim.schedule import learning_rate
 from ...stages import CLOCK, waiting
-from ...state.names import buffer_shards, fill_buffers, is_expert
+from ...state.names import Parameters, buffer_shards, fill_buffers
 from ...state.shard import Shard
 from ...state.source import Source
 from ..base import NO_HOOKS, StepHooks, StepMetrics
-from ..metrics import Tally, count_totals, evaluate
+from ..metrics import Tally, count_loads, count_totals, evaluate
 from ..options import EngineOptions
-from .bucket import Bucket, fill_buckets
+from .bucket import Bucket
 from .optimizer import ShardOptimizer
+from .shares import fill_buckets
 
 Kind = tuple[bool, str, bool]
 """(expert, optimizer rule, weight decay): what the parameters of one bucket share."""
@@ -32,8 +35,8 @@ class NativeEngine:
     model: Model
     before_update: Callable[[], None]
 
-    def __init__(self, options: EngineOptions, groups: Groups) -> None:
-        self.options, self.groups = options, groups
+    def __init__(self, options: EngineOptions, grid: Grid) -> None:
+        self.options, self.grid = options, grid
         self.steps_done = self.skipped = 0
         self.before_update = lambda: None
         self._last_microbatch = False
@@ -42,8 +45,9 @@ class NativeEngine:
         """Remember the device; the process groups exist already."""
         self.device = device
 
-    def build(self, model: Model) -> None:
-        """Move the model to the device and dtype, lay out buckets and optimizers."""
+    def build(self, config: ModelConfig, seed: int) -> None:
+        """Make the model, move it to the device and dtype, lay out buckets and optimizers."""
+        model = build_model(config, self.grid, seed, self.options.engine.recompute)
         dtype = torch.bfloat16 if self.options.engine.precision == "bf16" else torch.float32
         self.model = model.to(device=self.device, dtype=dtype)
         self.buckets = self._make_buckets()
@@ -56,16 +60,17 @@ class NativeEngine:
                 block.compile()
 
     def _make_buckets(self) -> list[Bucket]:
-        kinds: dict[Kind, list[tuple[str, nn.Parameter]]] = {}
+        found: dict[Kind, Parameters] = {}
         # Gradients arrive from the last layer to the first.
-        for name, p in reversed(list(self.model.named_parameters())):
-            kind = (is_expert(p), rule(name, p, self.options.optimizer), decays(p))
-            kinds.setdefault(kind, []).append((name, p))
+        for local, p in reversed(self.model.parameters_here()):
+            kind = local.expert, rule(local.spec, self.options.optimizer), local.spec.decay
+            found.setdefault(kind, []).append((local, p))
         buckets = []
-        for (expert, update, _), named in kinds.items():
-            team = self.groups.edp if expert else self.groups.dp
-            for part in fill_buckets(named, self.options.engine.bucket_mb << 20):
-                buckets.append(Bucket(part, team, update, self.options.layout.zero > 0))
+        for (expert, update, _), held in found.items():
+            team = self.grid.edp if expert else self.grid.replicas
+            for part in fill_buckets([local for local, _ in held], self.options.bucket_bytes):
+                chosen = [held[i] for i in part]
+                buckets.append(Bucket(chosen, team, update, self.options.layout.zero > 0))
         return buckets
 
     def _on_gradient(self, parameter: nn.Parameter) -> None:
@@ -76,25 +81,28 @@ class NativeEngine:
 
     def step(self, microbatches: Sequence[Batch], hooks: StepHooks = NO_HOOKS) -> StepMetrics:
         """Accumulate the micro-batches, update the parameters and the schedule."""
-        totals = count_totals(microbatches, self.groups, self.device)
+        totals = count_totals(microbatches, self.grid, self.device)
+        counted = count_loads(self.model, self.model, microbatches, self.grid, self.device)
         tally = Tally(totals)
         for i, batch in enumerate(microbatches):
             self._last_microbatch = i == len(microbatches) - 1
-            out = self.model(batch.to(self.device))
+            out = self.model(batch.to(self.device), counted)
             totals.loss(out).backward()
             tally.add(out)
         norm = self._reduce_gradients()
-        tally.reduce(self.groups, hooks.leave())
+        tally.reduce(self.grid, hooks.leave())
         lr = learning_rate(
             self.options.schedule, self.options.optimizer.lr, self.steps_done, self.options.steps
         )
         applied = hooks.accept is None or hooks.accept(tally.loss(), norm.item())
         if applied:
             self._update(norm, lr)
+            with CLOCK.stage("update"):
+                self.model.after_update(tally.loads())
         else:
             self._refuse()
         self.steps_done += 1
-        return tally.finish(self.model, norm, lr, applied)
+        return tally.metrics(norm, lr, applied)
 
     def _reduce_gradients(self) -> torch.Tensor:
         """End all reductions; returns the global gradient norm, each parameter counted once."""
@@ -103,7 +111,7 @@ class NativeEngine:
             bucket.wait()
             square += bucket.squared_norm()
         with waiting():
-            dist.all_reduce(square, group=self.groups.dp.group)
+            dist.all_reduce(square, group=self.grid.world.group)
         return square.sqrt()
 
     @torch.no_grad()
@@ -125,12 +133,12 @@ class NativeEngine:
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed cross-entropy (nats) and number of targets over all ranks, no update."""
-        return evaluate(self.model, batches, self.groups, self.device)
+        return evaluate(self.model, batches, self.grid, self.device)
 
     def export_state(self) -> list[Shard]:
         """This rank's part of the canonical state; over all ranks every element comes once."""
         shards = [shard for o in self.optimizers for shard in o.export()]
-        if self.groups.dp.rank == 0:
+        if self.grid.writer:
             shards += buffer_shards(self.model)
         return shards
 

@@ -5,13 +5,11 @@ from torch import nn
 
 from ...config import OptimizerConfig
 from ...optim.muon import Muon
-from ...optim.rules import decays, matrix_shape
+from ...optim.rules import STATE
 from ...state.names import has_optimizer
 from ...state.shard import Shard
 from ...state.source import Source
 from .bucket import Bucket
-
-STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}
 
 
 class ShardOptimizer:
@@ -20,7 +18,7 @@ class ShardOptimizer:
     def __init__(self, bucket: Bucket, config: OptimizerConfig) -> None:
         self.bucket = bucket
         self.state = {key: torch.zeros_like(bucket.master) for key in STATE[bucket.rule]}
-        decay = config.weight_decay if decays(bucket.parameters[0]) else 0.0
+        decay = config.weight_decay if bucket.decay else 0.0
         make = self._muon if bucket.rule == "muon" else self._adamw
         self.optimizer = make(config, decay)
 
@@ -41,7 +39,7 @@ class ShardOptimizer:
     def _muon(self, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
         stacks, states = [], []
         for piece, at in self.bucket.owned():
-            shape = (-1, *matrix_shape(piece.parameter))
+            shape = (-1, *piece.local.matrix_shape)
             run = slice(at, at + piece.numel)
             gradient = self.bucket.shard_gradient[run].view(shape)
             stacks.append(_view(self.bucket.master[run].view(shape), gradient))

@@ -1,6 +1,5 @@
-"""Feed-forward layers by the name that `model.pattern` uses."""
+"""Feed-forward layers by the name that a layer's `ffn` and `model.pattern` use."""
 
-from .dense import DenseFFN
-from .moe import MoEFFN
+from .... import Registry
 
-FFNS = {"dense": DenseFFN, "moe": MoEFFN}
+FFNS = Registry("ffns", __name__, {"dense": "dense:Dense", "moe": "moe:MoE"})

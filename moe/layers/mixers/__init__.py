@@ -1,5 +1,5 @@
-"""Sequence mixers by the name that `model.pattern` uses."""
+"""Sequence mixers by the name that a layer's `mixer` and `model.pattern` use."""
 
-from .attention import Attention
+from .... import Registry
 
-MIXERS = {"attention": Attention}
+MIXERS = Registry("mixers", __name__, {"attention": "attention:Attention"})

@@ -11,7 +11,7 @@ from moelstrom.collectives_bench.hardware.config import HardwareConfig
 from moelstrom.collectives_bench.hardware.overhead import compare
 from moelstrom.collectives_bench.hardware.run import planned, run
 from moelstrom.collectives_bench.hardware.summary import summarise
-from moelstrom.collectives_bench.schema import Hardware, Report, read
+from moelstrom.collectives_bench.schema import BenchReport, Hardware, read
 
 CPU = torch.device("cpu")
 SMALL = HardwareConfig(
@@ -34,7 +34,7 @@ def events(config: HardwareConfig) -> list[tuple[str, dict[str, Any]]]:
 
 def test_every_case_is_announced_and_measured(tmp_path: Any) -> None:
     (first, header), *rest = events(SMALL)
-    report = Report(**{k: v for k, v in header["report"].items() if k != "hosts"}, hosts=[])
+    report = BenchReport(**{k: v for k, v in header["report"].items() if k != "hosts"}, hosts=[])
     assert first == "header" and report.kind == "hardware" and report.world_size == 1
     assert report.backend == "none" and report.config["max_bytes"] == 4096
     kinds = [kind for kind, _ in rest]
@@ -135,7 +135,7 @@ def test_summary_of_a_device() -> None:
         row("copy", "h2d pinned", {"bytes": 2**28}, 2**28, 5e10),
     ]
     (found,) = summarise(rows)["ranks"]
-    assert found["memory"]["copy"] == {"rate": 3e12, "best": 9e12, "best_bytes": 2**16}
+    assert found["memory"]["copy"]["rate"] == 3e12
     gemm = found["gemm"]["bf16"]
     assert gemm["peak"] == 620e12 and gemm["shape"]["M"] == 4096
     # 560 is 0.903 of the peak: the smallest that is near it.
@@ -147,11 +147,36 @@ def test_summary_of_a_device() -> None:
     assert found["copy"] == {"h2d pinned": 5e10} and found["experts"] == {}
 
 
+def test_the_memorys_rate_is_no_caches() -> None:
+    """A copy of 256 KiB at 194 GB/s is the cache's, whatever the memory's own sets give."""
+    mib = 2**20
+    rates = {mib // 2: 194e9, 30 * mib: 90e9, 100 * mib: 20e9, 144 * mib: 12e9, 512 * mib: 11e9}
+    rows = [
+        row("memory", "copy", {"bytes": moved // 2, "moved": moved}, moved, rate, dtype="fp32")
+        for moved, rate in rates.items()
+    ]
+    found = summarise(rows, {0: 36 * mib})
+    (device,) = found["ranks"]
+    places = [entry["place"] for entry in device["memory"]["copy"]["sets"]]
+    assert places == ["cache", "cache", "between", "memory", "memory"]
+    assert [entry["bytes"] for entry in device["memory"]["copy"]["sets"]] == [*rates]
+    assert device["memory"]["copy"]["rate"] == 11e9 and found["notes"] == []
+    found = summarise([*rows[:3], square(64, 1e12)], {0: 36 * mib})
+    (device,) = found["ranks"]
+    assert device["memory"]["copy"]["rate"] is None and device["ridge"] is None
+    assert found["notes"] == [
+        "memory: no working set of 4 times the last cache (36 MiB), so the memory's own rate is "
+        "not known; measure up to max_bytes 144 MiB"
+    ]
+    # A report from before the cache was noted: the largest set.
+    assert summarise(rows[:3])["ranks"][0]["memory"]["copy"]["rate"] == 20e9
+
+
 def test_a_slow_device_is_named() -> None:
     rows = [square(n, 6e14 * (0.8 if rank == 2 else 1), rank) for rank in range(4) for n in (64, 8)]
     assert summarise(rows)["slow"] == [{"rank": 2, "share": pytest.approx(0.8)}]
     assert summarise([r for r in rows if r.rank != 2])["slow"] == []
-    assert summarise([]) == {"ranks": [], "slow": []}
+    assert summarise([]) == {"ranks": [], "slow": [], "notes": []}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,17 +15,17 @@ from rich.console import Console
 
 from moelstrom.collectives_bench.report import csv, plots, tables, units
 from moelstrom.collectives_bench.report.collect import SAVE_INTERVAL_S, Collector
-from moelstrom.collectives_bench.report.grid import Cell, Grid
+from moelstrom.collectives_bench.report.grid import Cell, TextTable
 from moelstrom.collectives_bench.report.series import curves
-from moelstrom.collectives_bench.schema import Report, Skip, read
+from moelstrom.collectives_bench.schema import BenchReport, Skip, read
 
 
-def empty(report: Report) -> Report:
+def empty(report: BenchReport) -> BenchReport:
     return replace(report, collectives=[], hardware=[], skipped=[], ended="running")
 
 
 @pytest.mark.parametrize("whole", [bench_reports.collectives(), bench_reports.hardware()])
-def test_events_make_the_report_again(whole: Report, tmp_path: Path) -> None:
+def test_events_make_the_report_again(whole: BenchReport, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     first = replace(empty(whole), backend="", world_size=0, hosts=[], versions={})
     collector = Collector(first, path)
@@ -111,7 +111,7 @@ def test_a_long_table_is_cut_on_a_terminal() -> None:
     assert "and 10 more" in text and "what 39" in text and "what 40" not in text
 
 
-def shown(report: Report) -> str:
+def shown(report: BenchReport) -> str:
     console = Console(width=200, record=True, file=None, quiet=True)
     with console.capture() as capture:
         console.quiet = False
@@ -133,7 +133,7 @@ def test_the_summary_says_what_matters() -> None:
 
 
 def test_a_row_fits_its_table() -> None:
-    grid = Grid("t", ("a", "b"))
+    grid = TextTable("t", ("a", "b"))
     with pytest.raises(ValueError, match="t: 1 cells for 2 columns"):
         grid.add("only one")
     grid.add("x", Cell("1 s", 1.0))

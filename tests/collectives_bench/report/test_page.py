@@ -12,8 +12,8 @@ from typing import Any
 import bench_reports
 import pytest
 
-from moelstrom.collectives_bench.report import html
-from moelstrom.collectives_bench.schema import Report, Skip
+from moelstrom.collectives_bench.report import html, plots
+from moelstrom.collectives_bench.schema import BenchReport, Skip
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 HOSTILE = "</script><script>document.title='owned'</script><b>&$x"
@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self._inside = False
 
 
-def analysed() -> Report:
+def analysed() -> BenchReport:
     report = bench_reports.collectives()
     report.analysis = {
         "suspects": [
@@ -64,6 +64,14 @@ def test_the_page_holds_the_whole_report(make: Any) -> None:
         assert drawn == ["memory", "gemm", "attention", "copy", "devices"]
     rows = sum(tag == "tr" for tag, _ in page.tags)
     assert rows > len(report.collectives) + len(report.hardware)
+
+
+@pytest.mark.parametrize("make", [analysed, bench_reports.hardware])
+def test_plots_take_the_pages_colours(make: Any) -> None:
+    """Else a dark page has black text on black."""
+    text = html.page(make())
+    assert "var(--ink)" in text and "var(--paper)" in text
+    assert plots.INK not in text and plots.PAPER not in text
 
 
 @pytest.mark.parametrize("make", [analysed, bench_reports.hardware])

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moelstrom.collectives_bench.schema import Report, read
+from moelstrom.collectives_bench.schema import BenchReport, read
 
 MAIN = "from moelstrom.launch.cli import main; main()"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -30,7 +30,7 @@ class Bench:
             command, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def wait_for(self, measurements: int) -> Report:
+    def wait_for(self, measurements: int) -> BenchReport:
         """Until the report holds so many."""
         deadline = time.monotonic() + 120
         while True:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moelstrom import UserError
+from moelstrom.cluster.events import Spawned, wire
 from moelstrom.launch.chaos import actions, control
 from moelstrom.launch.chaos.injector import Injector
 from moelstrom.launch.chaos.scenario import Scenario
@@ -49,8 +50,8 @@ class Run:
 
     def spawn(self, pid: int) -> None:
         self.restart += 1
-        event = {"kind": "spawned", "pid": pid, "node": "127.0.0.1", "restart": self.restart}
-        self.injector.on_event(0, {**event, "time": time.time()})
+        event = Spawned(time.time(), pid, "127.0.0.1", (), self.restart)
+        self.injector.on_event(0, wire(event))
 
     def step(self, step: int) -> None:
         self.injector.on_event(0, {"kind": "step", "time": time.time(), "step": step})

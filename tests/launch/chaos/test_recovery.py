@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moelstrom.cluster.events import Milestone
 from moelstrom.launch.chaos.injector import Injection
 from moelstrom.launch.chaos.recovery import Recorder, Samples, judge, phase_summary, samples
 from moelstrom.launch.chaos.report import fault_table, phase_table, verdict, write
@@ -40,7 +41,7 @@ KILLED = (
     phase(104, "detected", 0),
     phase(104.1, "killed", 0),
     phase(106, "regrouped", 1),
-    (109, "resume", {"step": 1}),
+    (109, "resume", {"step": 1, "folder": "step-1"}),
     step(109.5, 2),
     phase(109.5, "resumed", 1),
     step(110, 3),
@@ -73,6 +74,12 @@ def test_the_phases_of_a_kill(tmp_path: Path) -> None:
     # Four steps of 0.6 s count; two were done twice.
     assert report.wall_s == 12 and report.goodput == pytest.approx(4 * 0.6 / 12)
     assert report.samples is None
+    assert verdict(report) == (
+        "1 of 1 faults overcome, 1 restarts; exit code 0 after step "
+        f"{report.steps}; goodput 20.0% of 12 s; 1 faults not reached: give the run more steps"
+    )
+    reached = judge(tmp_path, recorded(*KILLED), done, faults=1, exit_code=0, message="")
+    assert "not reached" not in verdict(reached)
 
 
 def test_a_run_that_ends_at_the_fault(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def test_each_fault_gets_its_own_events(tmp_path: Path) -> None:
     done = [fault("nan", 101.5, 1, restarts=False), fault("kill", 103.5, 3)]
     first, second = judge(
         tmp_path,
-        recorded(*KILLED[:2], (101.7, "skipped", {}), *KILLED[2:]),
+        recorded(*KILLED[:2], (101.7, "skipped", {"step": 1, "message": "left out"}), *KILLED[2:]),
         done,
         faults=2,
         exit_code=0,
@@ -139,5 +146,5 @@ def test_percentiles() -> None:
 def judge_one(detect_s: float) -> list[Any]:
     from moelstrom.launch.chaos.recovery import recoveries
 
-    events = [{"kind": "timeline", "phase": "detected", "time": 10 + detect_s}]
+    events = [Milestone(phase="detected", restart=0, time=10 + detect_s)]
     return recoveries(events, [fault("kill", 10, 1)], [], True)

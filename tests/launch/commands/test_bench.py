@@ -19,6 +19,7 @@ from moelstrom.collectives_bench.schema import read
 from moelstrom.launch import cli
 from moelstrom.launch.bench import config as bench_config
 from moelstrom.launch.bench import shapes as bench_shapes
+from moelstrom.launch.bench.predict import predict
 from moelstrom.launch.commands import bench as bench_cli
 from moelstrom.launch.config import load
 
@@ -148,6 +149,15 @@ def test_report_draws_again(bench: Any, tmp_path: Path) -> None:
     assert read(path) == bench_reports.collectives()
 
 
+def test_a_comparison_that_is_none_is_refused(bench: Any, tmp_path: Path) -> None:
+    report = bench_reports.collectives()
+    for found, said in (([], "Input should be"), ({"rows": [1]}, "comparison.rows.0: ")):
+        report.analysis["comparison"] = found
+        report.write(tmp_path / "report.json")
+        code, _, err = bench("report", tmp_path / "report.json")
+        assert code == 2 and "report.json: analysis.comparison" in err and said in err
+
+
 def test_report_keeps_a_comparison(bench: Any, tmp_path: Path) -> None:
     report = read(saved(tmp_path, slow=1.3))
     report.analysis["comparison"] = asdict(compare(read(saved(tmp_path, "b")), report))
@@ -246,6 +256,51 @@ def network(folder: Path) -> Path:
     path = folder / "net.json"
     network_reports.report(measured, hosts=2, world=16).write(path)
     return path
+
+
+def test_predict_after_a_sweep_of_one_host(bench: Any, tmp_path: Path) -> None:
+    """What stays on the host is predicted; what leaves it is named, part by part."""
+    report = read(network(tmp_path))
+    report.collectives = [c for c in report.collectives if c.group == "node"]
+    report.write(tmp_path / "one.json")
+    code, out, err = bench("predict", tmp_path / "one.json", "moe-300m", "--json")
+    assert code == 0, err
+    first, *others = json.loads(out)
+    assert first["ranks"] == 8 and first["total_s"] > 0 and first["missing"] == []
+    assert first["total_s"] == sum(first[part] for part in ("gradients", "weights", "tokens"))
+    assert others[0]["ranks"] == 16 and others[-1]["ranks"] == 10_000
+    wanted = "report: no fit of reduce_scatter between hosts; measure it there, over three sizes"
+    for point in others:
+        assert point["gradients"] is point["weights"] is point["total_s"] is None
+        assert any(text.startswith(wanted) for text in point["missing"])
+    code, out, _ = bench("predict", tmp_path / "one.json", "moe-300m", "--compute-s", "1")
+    assert code == 0
+    assert "not predicted on 16 to 10000 ranks: no fit of reduce_scatter between hosts" in out
+    code, _, err = bench("predict", tmp_path / "one.json", "moe-300m", "--ranks", 16)
+    assert code == 2 and err.startswith(f"error: {wanted}")
+    # Experts whose exchange stays on the host: their part is known at any count.
+    sizes = ["layout.ep=8", "layout.dp=8", "data.global_batch_size=256"]
+    run = load("moe-300m", sizes)
+    eight, sixteen = (p.as_json() for p in predict(report, run, 8, [8, 16]))
+    assert sixteen["tokens"] == pytest.approx(eight["tokens"]) and eight["tokens"] > 0
+    assert sixteen["gradients"] is sixteen["total_s"] is None and eight["total_s"] > 0
+
+
+def test_json_is_a_flag_and_out_a_file(bench: Any, tmp_path: Path) -> None:
+    old, new, source = saved(tmp_path), saved(tmp_path, "b", slow=1.3), network(tmp_path)
+    for words, code in (
+        (["compare", old, new], 1),
+        (["predict", source, "moe-300m", "--ranks", 16], 0),
+    ):
+        path = tmp_path / "made/here.json"
+        shown = bench(*words, "--out", path)
+        assert shown[0] == code and "{" not in shown[1]
+        written = json.loads(path.read_text())
+        again = bench(*words, "--json")
+        assert again[0] == code and json.loads(again[1]) == written
+        (tmp_path / "file").touch()
+        code, out, err = bench(*words, "--out", tmp_path / "file/x")
+        assert code == 2 and out == "" and "--out" in err and "give a file to write" in err
 
 
 def test_predict_goes_to_ten_thousand_ranks(bench: Any, tmp_path: Path) -> None:

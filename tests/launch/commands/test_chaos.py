@@ -51,7 +51,10 @@ def test_mistakes_are_met_before_a_start(
     assert words in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_both_sources_of_faults_are_one_too_many(tmp_path: Path) -> None:
+def test_both_sources_of_faults_are_one_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = scenario(tmp_path, {"kind": "kill", "at_step": 1})
     with pytest.raises(UserError, match="give one of"):
         chaos("tiny", scenario=path, random=1)

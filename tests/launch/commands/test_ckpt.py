@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reshape_states import flip, reshaped, synthetic
 
 from moelstrom.launch import cli
 from moelstrom.moe.checkpoint import folder as disk
+from moelstrom.moe.checkpoint.saver import Saver
+from moelstrom.moe.config import CheckpointConfig
+from moelstrom.moe.state.shard import Shard
 
 
 @pytest.fixture
@@ -59,6 +63,25 @@ def test_reshape_then_diff_and_verify(run: Any, saved: Path) -> None:
     assert json.loads(run("inspect", new, "--json")[1])["files"] == 3
 
 
+def test_many_differences_show_the_worst(run: Any, tmp_path: Path) -> None:
+    for step, name in enumerate(("a", "b")):
+        saver = Saver(CheckpointConfig(path=str(tmp_path / name), asynchronous=False), 0, 1)
+        values = {f"model/w{i:02}": float(i * step) for i in range(15)} | {"adamw/x": float(step)}
+        shards = [Shard(n, (1,), 0, torch.tensor([v])) for n, v in values.items()]
+        saver.save(3, shards, {})
+        saver.close()
+    a, b = tmp_path / "a", tmp_path / "b"
+    code, out, _ = run("diff", a, b)
+    assert code == 1 and "15 differences: adamw 1, model 14" in out
+    assert "model/w14" in out and "model/w04" not in out and "the worst 10 of 15; --all" in out
+    assert "model/w01" in run("diff", a, b, "--all")[1]
+    code, out, _ = run("diff", a, b, "--weights", "--all", "--json")
+    names = [row["name"] for row in json.loads(out)["differences"]]
+    assert code == 1 and names == [f"model/w{i:02}" for i in range(14, 0, -1)]
+    code, out, _ = run("diff", a, a, "--weights")
+    assert code == 0 and out == "equal weights: 15 tensors\n"
+
+
 def test_different_states_exit_1(run: Any, saved: Path) -> None:
     other = synthetic(saved.parent)
     other.step = 2
@@ -74,7 +97,7 @@ def test_different_states_exit_1(run: Any, saved: Path) -> None:
     [
         (["--tp", 3], "tp is 3"),
         (["--dp", 0], "layout: dp: "),
-        (["--engine", "other"], "layout: engine: "),
+        (["--engine", "other"], "layout: engine 'other' is none of the engines"),
         (["--memory", "much"], "--memory 'much' is no size"),
         (["--memory", "1KiB"], "--memory 1024: give 196608 bytes or more"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bench_reports import collective, collectives
 
-from moelstrom.collectives_bench.schema import Hardware, Host, Report
+from moelstrom.collectives_bench.schema import BenchReport, Hardware, Host
 from moelstrom.launch import cli
 from moelstrom.launch.config import load
 from moelstrom.launch.train.plan import make_plan
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_the_best_becomes_a_config_that_train_takes(run: Any, tmp_path: Path) -> None:
-    code, out, err = run("size", *ZAYA, "--write", "made.yaml", "--json", "made.json")
+    code, out, err = run("size", *ZAYA, "--write", "made.yaml", "--out", "made.json")
     assert code == 0, err
     assert "train made.yaml --dry-run" in out
     best = json.loads(Path("made.json").read_text())["proposals"][0]
@@ -52,6 +52,12 @@ def test_the_best_becomes_a_config_that_train_takes(run: Any, tmp_path: Path) ->
     assert make_plan(load("made.yaml")).model.model_dump(mode="json") == best["model"]
 
 
+def test_json_alone_is_printed(run: Any) -> None:
+    code, out, err = run("size", *ZAYA, "--json", "--out", "made.json", "--write", "made.yaml")
+    assert code == 0, err
+    assert json.loads(out) == json.loads(Path("made.json").read_text())
+
+
 def test_zaya1_is_shown_against_its_alternatives(run: Any) -> None:
     code, out, err = run("size", *ZAYA, "--compare", "zaya1", "--plot", "made.png")
     assert code == 0, err
@@ -64,7 +70,7 @@ def test_zaya1_is_shown_against_its_alternatives(run: Any) -> None:
 
 
 def test_a_budget_of_flops(run: Any) -> None:
-    code, _, err = run("size", "--flops", "1e20", "--json", "a.json", "--write", "a.yaml")
+    code, _, err = run("size", "--flops", "1e20", "--out", "a.json", "--write", "a.yaml")
     assert code == 0, err
     found = json.loads(Path("a.json").read_text())
     active = (1e20 / 120) ** 0.5
@@ -81,9 +87,9 @@ def test_one_device_needs_no_ray(run: Any) -> None:
     assert run("train", "a.yaml", "--dry-run")[0] == 0
 
 
-def hardware(**changes: Any) -> Report:
+def hardware(**changes: Any) -> BenchReport:
     """A device of 500 TFLOP/s and 3 TB/s."""
-    made = Report(
+    made = BenchReport(
         kind="hardware",
         started="2026-11-25",
         command="bench",
@@ -106,7 +112,7 @@ def hardware(**changes: Any) -> Report:
     ]
     for bench, kind, dtype, sizes, rate in rows:
         unit: Any = "B/s" if bench == "memory" else "FLOP/s"
-        s = 2 * sizes.get("M", 0) ** 3 / rate
+        s = 2 * sizes.get("M", 0) ** 3 / rate or 1e-3
         times: dict[str, Any] = {"iterations": 5, "p50_s": s, "p95_s": s, "max_s": s}
         names: dict[str, Any] = {
             "bench": bench,
@@ -120,7 +126,7 @@ def hardware(**changes: Any) -> Report:
 
 def test_measured_curves_decide(run: Any) -> None:
     hardware().write(Path("hw.json"))
-    words = ["size", "--params", "3B", "--hardware", "hw.json", "--json", "a.json"]
+    words = ["size", "--params", "3B", "--hardware", "hw.json", "--out", "a.json"]
     code, out, err = run(*words)
     assert code == 0, err
     assert "measured on NVIDIA H100 80GB HBM3" in out

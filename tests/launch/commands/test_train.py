@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from moelstrom import __version__
 from moelstrom.cluster import supervisor
 from moelstrom.cluster.spec import Outcome
-from moelstrom.launch import cli
+from moelstrom.launch import cli, worker
 from moelstrom.launch.commands import train as command
 from moelstrom.launch.commands.data import prepare
 from moelstrom.launch.config import RESOLVED, load
@@ -28,6 +28,7 @@ from moelstrom.launch.data.prepare import VALID_FRACTION
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 from moelstrom.launch.train.log import RunLog
 from moelstrom.launch.train.records import RunRecord
+from moelstrom.moe.checkpoint.commit import CheckpointError
 
 BENCH = {"--config", "--set", "--nproc", "--address", "--launcher", "--out", "--baseline"}
 BENCH |= {"--threshold"}
@@ -37,19 +38,21 @@ COMMANDS = {
     "chaos": {"config", "--set", "--scenario", "--random", "--seed", "--spacing", "--json"},
     "report": {"folder"},
     "data": set(),
-    "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction"},
+    "data prepare": {"--out", "--domain", "--tokenizer", "--valid-fraction", "--format"},
     "size": {
         *("--params", "--active", "--flops", "--hardware", "--collectives", "--target", "--gpus"),
         *("--gpus-per-node", "--memory", "--vocab", "--seq-len", "--batch-tokens", "--context"),
         *("--hidden", "--layers", "--experts", "--top-k", "--head-dim", "--compare", "--limit"),
-        *("--json", "--plot", "--write"),
+        *("--json", "--out", "--plot", "--write"),
     },
     "bench": set(),
     "bench collectives": {*BENCH, "--bucket-into"},
     "bench hardware": {*BENCH, "--model"},
     "bench report": {"source", "--out"},
-    "bench compare": {"old", "new", "--threshold", "--json"},
-    "bench predict": {"source", "training", "--ranks", "--per-node", "--compute-s", "--json"},
+    "bench compare": {"old", "new", "--threshold", "--json", "--out"},
+    "bench predict": {
+        *("source", "training", "--ranks", "--per-node", "--compute-s", "--json", "--out"),
+    },
     "ckpt": set(),
     "ckpt inspect": {"source", "--model", "--json"},
     "ckpt verify": {"source", "--model", "--readers", "--json"},
@@ -57,13 +60,13 @@ COMMANDS = {
         *("source", "out", "--engine", "--dp", "--ep", "--tp", "--pp", "--cp", "--zero"),
         *("--memory", "--readers", "--model", "--dry-run", "--json"),
     },
-    "ckpt diff": {"a", "b", "--model", "--readers", "--json"},
+    "ckpt diff": {"a", "b", "--model", "--readers", "--weights", "--all", "--json"},
     "ckpt export-hf": {
         *("source", "out", "--dtype", "--max-shard", "--tokenizer", "--model", "--json"),
     },
     "ckpt import-hf": {"source", "out", "--write", "--json"},
     "kernels": set(),
-    "kernels check": {"--target", "--operator", "--json", "--workers"},
+    "kernels check": {"--target", "--operator", "--json", "--out", "--workers"},
     "kernels bench": {"--quick", "--no-quick", "--out"},
     "kernels tune": {"--operator", "--out", "--write"},
 }
@@ -232,6 +235,20 @@ def test_mistakes_are_met_before_a_start(run: Any, tmp_path: Path) -> None:
     assert "and is no empty folder" in refused(run("train", "tiny", sets=["data.path=taken"]))
 
 
+def test_a_refused_start_leaves_no_folder(run: Any, tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    for override, words in {
+        "data.tokenizer=/none.json": "data.tokenizer: cannot read /none.json",
+        "model.vocab_size=100": "model.vocab_size: 100 is below",
+        "checkpoint.load=none": "checkpoint.load: none is no folder",
+        "data={corpus: null, path: none}": "data.path: none is not a folder",
+        f"layout.dp={64 * cores}": f"whose {cores} cores can take {4 * cores}; lower it, give",
+    }.items():
+        more = [f"data.global_batch_size={512 * cores}"]
+        assert words in refused(run("train", "tiny", sets=[*more, override]))
+        assert list(tmp_path.iterdir()) == [], override
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     folder = tmp_path / "text"
@@ -267,7 +284,7 @@ def test_the_outcome_of_the_workers_decides(
 
     def run_group(spec: Any, config: Any, **options: Any) -> Outcome:
         asked.append(spec)
-        assert config.env == {"A": "b"}
+        assert config.env.pop("MOELSTROM_RUN") and config.env == {"A": "b"}
         # As the workers do once they have resumed.
         shutil.copy(spec.command[-1], Path("runs/tiny") / RESOLVED)
         RunLog(Path("runs/tiny"), [])(RunRecord(step=0, steps=240))
@@ -278,7 +295,7 @@ def test_the_outcome_of_the_workers_decides(
     code, out, err = run("train", "tiny", sets=sets)
     assert code == outcome
     words = {0: "", 2: "error: what happened\n", 1: "failed: what happened; logs: runs/tiny/worke"}
-    assert err.startswith(words[outcome]) and ("the other engine" in out) == (outcome == 0)
+    assert err.startswith(words[outcome]) and ("the deepspeed engine" in out) == (outcome == 0)
     (spec,) = asked
     assert spec.world_size == 2
     # The workers get the whole config, under an absolute path.
@@ -318,6 +335,17 @@ def test_an_interrupt_is_no_failure(
     assert code == 130 and err == "interrupted; the last complete checkpoint stays\n"
 
 
+def test_a_failed_save_without_ray_is_one_line(
+    run: Any, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise CheckpointError("saving step 3: No space left on device")
+
+    monkeypatch.setattr(worker, "run", full)
+    code, _, err = run("train", "tiny", sets=[f"data.path={dataset}", *HERE])
+    assert code == 1 and err == "failed: saving step 3: No space left on device\n"
+
+
 def test_prepare_makes_a_dataset(run: Any, text: Path, tmp_path: Path) -> None:
     more = text.rename(tmp_path / "more")
     (tmp_path / "one.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(300)))
@@ -350,11 +378,13 @@ def test_prepare_refuses_what_it_cannot_use(run: Any, text: Path, tmp_path: Path
         (["--domain", "a=zeros"], "domain a: no text found (skipped 1: zeros: a binary file)"),
         (["--domain", "a=" + "x" * 300], "--out new: File name too long; give a folder"),
         (["--domain", given, "--tokenizer", "none"], "data.tokenizer: cannot read none (No such"),
-        (["--domain", given, "--valid-fraction", "0"], "valid_fraction: 0.0 is not between 0 and"),
-        (["--domain", given, "--valid-fraction", "nan"], "valid_fraction: nan is not between"),
+        (["--domain", given, "--valid-fraction", "1"], "valid_fraction: 1.0 is not from 0 to"),
+        (["--domain", given, "--valid-fraction", "nan"], "valid_fraction: nan is not from 0 to"),
+        (["--domain", given, "--format", "csv"], "--format csv: is none of auto, text, jsonl"),
         (["--domain", given, "--out", "text"], "text: it exists and is no empty folder; choose"),
         (["--domain", given, "--out", "zeros/d"], "zeros/d: cannot write the dataset (Not a dir"),
         (["--domain", given, "--out", "x" * 300], f"--out {'x' * 300}: File name too long"),
+        (["--format", "text"], "--format text: is of a --domain's files; name one, or drop it"),
         (["--valid-fraction", "0.5"], "--valid-fraction 0.5: Python's own text always holds out"),
     ):
         assert refused(run("data", "prepare", "--out", "new", *words)).startswith(message)

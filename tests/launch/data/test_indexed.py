@@ -1,3 +1,5 @@
+import hashlib
+import os
 import shutil
 import struct
 import tempfile
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelstrom import UserError
+from moelstrom.launch.data import indexed
 from moelstrom.launch.data.indexed import HEADER, IndexedReader, IndexedWriter, token_dtype
 
 megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
@@ -68,6 +71,54 @@ def test_reads_several_sequences_per_document(tmp_path: Path, dtype: np.dtype) -
     assert len(reader) == 4
     for i in range(4):
         np.testing.assert_array_equal(reader[i], np.concatenate(parts[3 * i : 3 * i + 3]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_writes_several_sequences_per_document(tmp_path: Path, dtype: np.dtype) -> None:
+    parts = random_documents(dtype, 12)
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=dtype.type)
+    with IndexedWriter(tmp_path / "x", dtype) as writer:
+        for i, part in enumerate(parts):
+            builder.add_item(torch.from_numpy(part.astype(np.int64)))
+            writer.add(part, last=i % 3 == 2)
+            if i % 3 == 2:
+                builder.end_document()
+        assert writer.last_length == sum(map(len, parts[-3:]))
+    builder.finalize(str(tmp_path / "m.idx"))
+    for kind in ("bin", "idx"):
+        assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / f"m.{kind}").read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_a_tail_moves_to_another_file(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over blocks and sequences of its document; what is left ends with the token given."""
+    monkeypatch.setattr(indexed, "COPY_BYTES", 4)
+    dtype = np.dtype(np.uint16)
+    with IndexedWriter(tmp_path / "x", dtype) as giver, IndexedWriter(tmp_path / "y", dtype) as to:
+        giver.add(np.array([1, 2]))
+        giver.add(np.array([3, 4, 5]), last=False)
+        giver.add(np.array([6, 7, 8, 9]))
+        giver.move_tail(count, 0, to)
+    whole = [3, 4, 5, 6, 7, 8, 9]
+    x, y = (IndexedReader(tmp_path / name) for name in "xy")
+    assert [x[i].tolist() for i in range(len(x))] == [[1, 2], [*whole[:-count], 0]]
+    assert [y[i].tolist() for i in range(len(y))] == [whole[-count:]]
+    for name, writer in (("x", giver), ("y", to)):
+        data = (tmp_path / f"{name}.bin").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == writer.sha256
+        assert (writer.tokens, writer.documents) == (len(data) // 2, 2 if name == "x" else 1)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "x", [np.array([1])], np.dtype(np.uint8))
+    for kind in ("bin", "idx"):
+        (tmp_path / f"x.{kind}").rename(tmp_path / "kept")
+        os.mkfifo(tmp_path / f"x.{kind}")
+        with pytest.raises(UserError, match=rf"x\.{kind}: cannot be read \(Not a regular file\)"):
+            IndexedReader(tmp_path / "x")
+        (tmp_path / "kept").replace(tmp_path / f"x.{kind}")
 
 
 @settings(max_examples=40, deadline=None)

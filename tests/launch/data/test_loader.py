@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moelstrom import UserError
 from moelstrom.launch.data.config import DataConfig
+from moelstrom.launch.data.dataset import MANIFEST
 from moelstrom.launch.data.loader import Loader, make_batch
 from moelstrom.launch.data.prepare import prepare
 from moelstrom.launch.data.sampler import Mixture, Windows, permutation
@@ -185,6 +186,35 @@ def test_weights_choose_domains(path: str) -> None:
     assert by_tokens.state()["counts"]["low"] == pytest.approx(240 * share, abs=1)
 
 
+def test_each_domain_has_its_own_order(path: str) -> None:
+    reader = load(path).dataset.open("low", "train")
+    one, two = (Windows(reader, name, SEQ, seed=7).gather(np.arange(20)) for name in ("low", "up"))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 24)],
+        [(10, 40), (30, 60)],
+        [(30, 60), (10, 40)],
+        [(5, 50), (10, 20), (15, 55), (54, 60)],
+        [(20, 40), (40, 41), (41, 70)],
+        [(0, 30), (0, 10), (200, 210)],
+        [(10, 10), (12, 13)],
+    ],
+)
+def test_passed_ranges_are_never_read(path: str, ranges: list[tuple[int, int]]) -> None:
+    """However they overlap and whatever their order."""
+    whole = [row for step in steps(load(path), 10) for row in rows(step)]
+    kept = [row for i, row in enumerate(whole) if not any(a <= i < b for a, b in ranges)]
+    loader = load(path)
+    loader.pass_over(ranges)
+    read = [row for step in steps(loader, len(kept) // 24) for row in rows(step)]
+    assert read == kept[: len(read)]
+    assert loader.position >= len(read)
+
+
 def test_seed_changes_the_order(path: str) -> None:
     assert rows(load(path, seed=1).next()) != rows(load(path, seed=2).next())
 
@@ -205,6 +235,36 @@ def test_valid_is_the_same_text_for_every_layout(path: str, size: int, batches: 
     expected = [b if a != 256 else IGNORE for a, b in itertools.pairwise(stored[: end + 1])]
     assert targets[:end].tolist() == expected
     assert (targets[end:] == IGNORE).all()
+
+
+@pytest.mark.parametrize("extra", [1, 2, SEQ - 1, SEQ, SEQ + 1])
+def test_valid_reads_the_tail(tmp_path: Path, extra: int) -> None:
+    """To the last token, where whole windows fill whole batches and where not."""
+    (tmp_path / "x.txt").write_text("a" * 4 * SEQ + "b" * extra)
+    files = {"x": tmp_path / "x.txt"}
+    prepare(tmp_path / "out", files, ByteTokenizer(), valid_fraction=0, progress=False)
+    for kind in ("bin", "idx"):
+        (tmp_path / "out" / f"x-valid.{kind}").unlink()
+        (tmp_path / "out" / f"x-valid.{kind}").hardlink_to(tmp_path / "out" / f"x-train.{kind}")
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    manifest["domains"]["x"]["valid"] = manifest["domains"]["x"]["train"]
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    small = {"micro_batch_size": 1, "global_batch_size": 1}
+    batches = list(load(str(tmp_path / "out"), **small).valid("x", 10_000))
+    targets = torch.cat([batch.targets.reshape(-1) for batch in batches])
+    assert targets[targets != IGNORE].tolist() == [97] * (4 * SEQ - 1) + [98] * extra + [256]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_split_without_targets_counts_none(tmp_path: Path, size: int) -> None:
+    """Nothing held out: no batch on any rank."""
+    (tmp_path / "x.txt").write_text("a" * 100)
+    files = {"x": tmp_path / "x.txt"}
+    prepare(tmp_path / "out", files, ByteTokenizer(), valid_fraction=0, progress=False)
+    for rank in range(size):
+        loader = load(str(tmp_path / "out"), rank, size)
+        assert list(loader.valid("x", 4)) == []
+        assert len(loader.next()) == 12 // size
 
 
 @pytest.mark.parametrize(

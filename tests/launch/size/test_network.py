@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moelstrom import UserError
 from moelstrom.collectives_bench.network import Group
-from moelstrom.collectives_bench.schema import Report
+from moelstrom.collectives_bench.schema import BenchReport
 from moelstrom.kernels.targets import TARGETS, find
 from moelstrom.launch.size.network import SheetNetwork, measured, of_data_sheet
 from moelstrom.moe.config import EngineConfig, LayoutConfig, ModelConfig
@@ -82,7 +82,7 @@ def test_a_steps_traffic_on_one_node() -> None:
     assert again.tokens == pytest.approx(1.5 * split.tokens, rel=0.1)
 
 
-def report() -> Report:
+def report() -> BenchReport:
     """Four ranks of one host at 20 us + bytes / 2 GB/s for all."""
     made = collectives()
     made.collectives = [

@@ -13,7 +13,7 @@ from moelstrom.moe.engines.base import StepMetrics
 from moelstrom.moe.sizing.counts import flops_per_token
 from moelstrom.moe.vocabulary import sized
 
-LOAD = torch.tensor([[8, 8, 8, 8], [24, 0, 0, 8]])
+LOAD = [torch.tensor([8, 8, 8, 8]), torch.tensor([24, 0, 0, 8])]
 
 
 def metrics(loss: float = 2.5, skipped: bool = False) -> StepMetrics:
@@ -47,10 +47,22 @@ def test_loads_come_at_the_log_interval(monkeypatch: pytest.MonkeyPatch) -> None
     made = describer(monkeypatch, None)
     found = [made.routing(step, LOAD) for step in range(1, 9)]
     assert [record.step for record in found if record] == [4, 8]
-    assert found[3] and found[3].expert_load == LOAD.tolist()
+    assert found[3] and found[3].expert_load == [load.tolist() for load in LOAD]
     assert made.routing(4, LOAD[:0]) is None
 
 
 def test_balance_is_of_the_worst_layer() -> None:
     assert balance(LOAD) == 3.0 and balance(LOAD[:1]) == 1.0
-    assert balance(LOAD[:0]) == 1.0 and balance(torch.zeros(1, 4)) == 0.0
+    assert balance(LOAD[:0]) == 1.0 and balance([torch.zeros(4)]) == 0.0
+
+
+@pytest.mark.parametrize(("kind", "peak", "said"), [("cuda", None, True), ("cuda", 1e12, False)])
+def test_an_unknown_gpu_is_said_instead_of_mfu(
+    monkeypatch: pytest.MonkeyPatch, kind: str, peak: float | None, said: bool
+) -> None:
+    assert describer(monkeypatch, None).remark == ""
+    monkeypatch.setattr(describe, "device_name", lambda device: "NVIDIA Z1")
+    monkeypatch.setattr(describe, "peak_flops", lambda device: peak)
+    run = load("tiny")
+    found = Describer(run, sized(run.model, 257), 2, torch.device(kind)).remark
+    assert found.startswith("NVIDIA Z1: its peak is not listed") == said == bool(found)

@@ -3,13 +3,17 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from launch_runs import make_dataset, write_config
 
 from moelstrom.cluster.events import EventWriter
 from moelstrom.launch.config import load
-from moelstrom.launch.train.records import to_json
+from moelstrom.launch.train.channel import Channel
+from moelstrom.launch.train.log import RunLog, select
+from moelstrom.launch.train.loop import Training
+from moelstrom.launch.train.records import EvalRecord, NoteRecord, to_json
 from moelstrom.launch.worker import run
 
 
@@ -51,3 +55,17 @@ def test_steps_and_phases_are_announced(tmp_path: Path) -> None:
     # The first evaluation may compile; the next ones are measured by it.
     assert limits[0] == 900 and 30 <= limits[1] < 900
     assert all(e["limit_s"] == 0 for e in found if e.get("name") == "train")
+
+
+def test_a_domain_without_targets_has_no_loss(tmp_path: Path) -> None:
+    training: Any = object.__new__(Training)
+    training.config = load("tiny")
+    training.channel = Channel(EventWriter(None), RunLog(tmp_path, []), 900)
+    sums = {"code": (6.0, 3), "empty": (0.0, 0)}
+    training.loader = SimpleNamespace(domains=tuple(sums), valid=lambda domain, batches: [domain])
+    training.engine = SimpleNamespace(steps_done=4, evaluate=lambda batches: sums[batches[0]])
+    training._evaluate()
+    training.channel.close()
+    (found,), (note,) = select(tmp_path, EvalRecord), select(tmp_path, NoteRecord)
+    assert found.loss == {"code": 2.0}
+    assert note.message == "empty: its held-out part has no targets, so no loss"

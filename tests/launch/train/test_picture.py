@@ -98,10 +98,12 @@ def test_next_steps_are_runs_of_the_same_config(
     monkeypatch.setenv("MOELSTROM_COMMAND", "./run")
     folder = tmp_path / "a [/b] run"
     file = f"'{folder / RESOLVED}'"
-    given = suggestions(load("tiny", [f"output={folder}", "optimizer.lr=0.5", "steps=30"]))
+    given = suggestions(
+        load("tiny", [f"output={folder}", "steps=30", "schedule={name: wsd, decay_fraction: 0}"])
+    )
     assert given["curves"].endswith(f"tensorboard --logdir '{folder / 'tensorboard'}'")
     assert given["train on, twice as long"] == f"./run train {file} --set steps=60"
-    assert given["the other engine"] == (
+    assert given["the deepspeed engine"] == (
         f"./run train {file} --set engine.name=deepspeed --set name=tiny-deepspeed "
         f"--set 'output={folder}-deepspeed'"
     )
@@ -109,8 +111,10 @@ def test_next_steps_are_runs_of_the_same_config(
 
 def test_no_next_step_is_a_mistake(tmp_path: Path) -> None:
     muon = suggestions(load("tiny", [f"output={tmp_path}", "optimizer.name=muon"]))
-    assert "the other engine" not in muon and "train on, twice as long" in muon
+    assert "the deepspeed engine" not in muon and "train on, twice as long" not in muon
+    wsd = suggestions(load("tiny", [f"output={tmp_path}", "schedule={name: wsd}"]))
+    assert "train on, twice as long, back on the plateau" in wsd
     overrides = [f"output={tmp_path}", "engine.name=deepspeed", "layout.zero=2"]
-    assert "the other engine" not in suggestions(load("tiny", overrides))
-    native = suggestions(load("tiny", [*overrides, "layout.zero=1"]))["the other engine"]
+    assert "the native engine" not in suggestions(load("tiny", overrides))
+    native = suggestions(load("tiny", [*overrides, "layout.zero=1"]))["the native engine"]
     assert "--set engine.name=native --set name=tiny-native" in native

@@ -16,7 +16,7 @@ from moelstrom.moe.batch import Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig
 from moelstrom.moe.engines import make_engine
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 from moelstrom.moe.sizing.memory import Memory
 
 SMALL = [
@@ -60,10 +60,9 @@ def allocated(dp: int) -> list[dict[str, int]]:
 
 def _allocated(config: RunConfig) -> dict[str, int]:
     """Bytes of this rank's engine, each storage once."""
-    groups = Groups(config.layout)
-    engine: Any = make_engine(config.engine_options, groups)
+    engine: Any = make_engine(config.engine_options, Grid(config.layout))
     engine.setup(torch.device("cpu"))
-    engine.build(build_model(make_plan(config).model, groups, seed=0))
+    engine.build(make_plan(config).model, seed=0)
     buckets, optimizers = engine.buckets, engine.optimizers
     gradients = [t for b in buckets for t in (b.gradient, b.shard_gradient)]
     moments = [t for o in optimizers for t in o.state.values()]
@@ -80,14 +79,14 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 
 @pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
+def grid() -> Iterator[Grid]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Groups(LayoutConfig())
+    yield Grid(LayoutConfig())
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("dp", LAYOUTS)
-def test_memory_is_what_the_native_engine_allocates(groups: Groups, dp: int) -> None:
+def test_memory_is_what_the_native_engine_allocates(grid: Grid, dp: int) -> None:
     ranks = run_ranks(dp, allocated, dp) if dp > 1 else [allocated(dp)]
     for index, case in enumerate(cases(dp)):
         memory = estimate(small(*case))
@@ -108,9 +107,9 @@ PATTERNS = "[attention/dense]", "[attention/moe]", "[attention/dense, attention/
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_a_bound_from_below(groups: Groups, pattern: str, precision: str) -> None:
+def test_activations_are_a_bound_from_below(grid: Grid, pattern: str, precision: str) -> None:
     config = load("tiny", [*SMALL, f"model.pattern={pattern}", f"engine.precision={precision}"])
-    model = build_model(make_plan(config).model, groups, seed=0)
+    model = build_model(make_plan(config).model, grid, seed=0)
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     saved: list[torch.Tensor] = []
 

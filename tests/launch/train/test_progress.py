@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from moelstrom.launch.train.progress import Display
+from moelstrom.launch.train.records import heard
 
 
 def shown(
@@ -16,7 +17,7 @@ def shown(
     console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     with Display(console, 100_000, interval) as display:
         for record in records:
-            display.on_event(record)
+            display(heard(record))
     return out.getvalue()
 
 
@@ -59,8 +60,15 @@ def test_other_records() -> None:
             {"kind": "eval", "step": 8, "loss": {"code": 2.5, "prose": 3.0}},
             {"kind": "checkpoint", "step": 8, "bytes": 2e6, "stall_ms": 1.25, "write_s": 0.5},
             {"kind": "checkpoint_note", "step": 8, "message": "kept [/bold] as it is"},
-            {"kind": "waiting", "message": "for [red]room"},
-            {"kind": "timeline", "time": 1.0, "phase": "killed", "rank": 1, "after_s": 2.0},
+            {"kind": "waiting", "time": 1.0, "message": "for [red]room"},
+            {
+                "kind": "timeline",
+                "time": 1.0,
+                "phase": "killed",
+                "restart": 0,
+                "rank": 1,
+                "seconds": 2.0,
+            },
         ]
     )
     assert text.splitlines() == [
@@ -69,13 +77,13 @@ def test_other_records() -> None:
         "step 8  checkpoint: 2.0 MB, training stood still 1.2 ms, written in 0.50 s",
         "kept [/bold] as it is",
         "for [red]room",
-        "cluster  killed  rank 1  after_s 2.00",
+        "cluster  killed  seconds 2.00  rank 1",
     ]
 
 
 def test_what_is_not_for_a_person_is_passed_over() -> None:
-    events = ["alive", "spawned", "exit", "log", "done"]
-    assert shown([{"kind": kind} for kind in events]) == ""
+    events = ["alive", "phase", "error", "done", "of tomorrow"]
+    assert shown([{"kind": kind, "time": 1.0, "step": 3} for kind in events]) == ""
     assert shown([{"kind": "step", "step": 10}]) == ""
 
 
@@ -85,3 +93,8 @@ def test_a_terminal_of_80_columns_gets_a_bar_and_the_facts() -> None:
     assert any("train" in line and "2/100000 ETA 13:53:19" in line for line in text.splitlines())
     assert "lr 2.00e-03\n" in text.replace("\r", "")
     assert text.count("step 1/100000") == 1
+
+
+def test_a_resume_shows_the_steps_that_are_done() -> None:
+    resumed = {"kind": "resume", "step": 5000, "folder": "runs/x/step-5000"}
+    assert "5000/100000" in shown([resumed], terminal=True, width=80)

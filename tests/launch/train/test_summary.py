@@ -37,6 +37,18 @@ def test_medians_leave_out_the_steps_after_each_start(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == found
 
 
+def test_exactly_the_first_steps_of_a_start_are_cold(tmp_path: Path) -> None:
+    """Most steps are cold here, and the rest are told from their neighbours."""
+    warm = (WARM_UP_STEPS + 1, WARM_UP_STEPS + 2, 40 + WARM_UP_STEPS + 1)
+    numbers = [*range(1, WARM_UP_STEPS + 3), *range(41, 40 + WARM_UP_STEPS + 2)]
+    steps = [step(i, 100.0 + warm.index(i) if i in warm else 7.0) for i in numbers]
+    steps[-1] |= {"mfu": 0.25, "step_s": 0.5, "loss": None}
+    starts = [{"kind": "run", "step": at, "steps": 60} for at in (0, 40)]
+    found = summarise(write(tmp_path, *starts, *steps))
+    assert (found["tokens_per_s"], found["mfu"], found["step_s"]) == (101.0, 0.25, 0.5)
+    assert found["loss"] == sum(numbers[-11:-1]) / 10 and found["steps_logged"] == len(numbers)
+
+
 def test_a_run_resumed_at_its_end(tmp_path: Path) -> None:
     found = summarise(write(tmp_path, {"kind": "run", "step": 60, "steps": 60}))
     assert found["loss"] is None and "tokens_per_s" not in found

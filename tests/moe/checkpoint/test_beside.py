@@ -31,10 +31,10 @@ LOOKS: dict[str, Look] = {
 
 
 class Run:
-    """Saves the next step at each call, and keeps only that one."""
+    """Saves the next step at each call."""
 
-    def __init__(self, path: Path) -> None:
-        config = CheckpointConfig(path=str(path), keep=1, asynchronous=False)
+    def __init__(self, path: Path, keep: int = 1) -> None:
+        config = CheckpointConfig(path=str(path), keep=keep, asynchronous=False)
         self.saver, self.step = Saver(config, 0, 1), 0
 
     def save(self, *ignored: Any) -> None:
@@ -67,6 +67,14 @@ def test_a_checkpoint_that_goes_away_during_a_look(
         place = "_read" if look is not LOOKS["choose"] else "ShardFile"
     before_once(monkeypatch, reader, place, run.save)
     assert look(tmp_path) == disk.step_folder(tmp_path, 2)
+
+
+def test_of_two_that_are_kept_two_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, keep=2)
+    run.save()
+    run.save()
+    before_once(monkeypatch, reader, "_load_manifest", run.save)
+    assert [folder.name for folder in complete(tmp_path)] == ["step-00000002", "step-00000003"]
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)

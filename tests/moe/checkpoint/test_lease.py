@@ -74,7 +74,7 @@ def test_a_living_holder_is_named_and_a_dead_one_is_followed_at_once(
 ) -> None:
     first = holder()
     assert first.ask("take", tmp_path, "run", 0) == "1"
-    words = rf"output {tmp_path}: process {first.process.pid} of user .* on host .* is writing"
+    words = rf"output: {tmp_path}: process {first.process.pid} of user .* on host .* is writing"
     with pytest.raises(UserError, match=words):
         take(tmp_path, "run", "output", 0)
     other = take(tmp_path, "records", "output", 0)
@@ -86,6 +86,20 @@ def test_a_living_holder_is_named_and_a_dead_one_is_followed_at_once(
     assert [entry.name for entry in numbered(tmp_path / ".lease" / "run")] == ["00000002"]
     second.check()
     other.check()
+
+
+def test_every_rank_hears_that_the_checkpoints_are_another_runs(
+    tmp_path: Path, holder: Callable[..., Holder], run_ranks: Callable[..., list[Any]]
+) -> None:
+    """Runs with folders of their own, and one `checkpoint.path`."""
+    first = holder()
+    first.ask("take", tmp_path, "saves", 0)
+    one, other = run_ranks("one", tmp_path, 2)
+    words = f"UserError: checkpoint.path: {tmp_path}: process {first.process.pid} of user"
+    assert one == other and one.startswith(words)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lease"]
+    first.kill()
+    assert run_ranks("one", tmp_path, 2) == ["", ""]
 
 
 def test_a_released_lease_is_free(tmp_path: Path, holder: Callable[..., Holder]) -> None:
@@ -228,6 +242,14 @@ def test_one_of_many_wins(tmp_path: Path) -> None:
     assert [entry.name for entry in home.iterdir()] == ["00000039"]
 
 
+def test_a_larger_number_alone_shuts_out(tmp_path: Path) -> None:
+    """Its holder has not yet removed what is older."""
+    lease = take(tmp_path, "run", "output", 0)
+    plant(tmp_path, 2)
+    with pytest.raises(LeaseLostError, match=r"process .* has taken it over"):
+        lease.check()
+
+
 def test_a_number_of_the_past_cannot_be_won(tmp_path: Path) -> None:
     """A process that slept between its look and its claim."""
     sleepy = Lease(tmp_path, "run", "output", Owner.here())
@@ -290,9 +312,20 @@ def test_a_deleted_lease_is_won_again_unless_another_process_was_first(tmp_path:
         lease.check()
 
 
+def test_a_folder_made_for_nothing_does_not_remain(tmp_path: Path) -> None:
+    take(tmp_path / "new", "run", "output", 0).release()
+    assert not (tmp_path / "new").exists()
+    used = take(tmp_path / "new", "run", "output", 0)
+    (tmp_path / "new" / "file").touch()
+    used.release()
+    (tmp_path / "old").mkdir()
+    take(tmp_path / "old", "run", "output", 0).release()
+    assert (tmp_path / "new" / "file").exists() and (tmp_path / "old").exists()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"checkpoint\.path .*file: Not a directory"):
+    with pytest.raises(UserError, match=r"checkpoint\.path: .*file: File exists; give a folder"):
         take(tmp_path / "file", "saves", "checkpoint.path")
 
 

@@ -11,7 +11,6 @@ from ranks import run_ranks
 from safetensors.numpy import load_file
 
 from moelstrom.moe.batch import Batch
-from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.reader import Reader, choose, verify
 from moelstrom.moe.config import (
     EngineConfig,
@@ -21,7 +20,7 @@ from moelstrom.moe.config import (
     ScheduleConfig,
 )
 from moelstrom.moe.engines import EngineOptions, make_engine
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 
 RELEASED = Path(__file__).with_name("released")
 SHA256 = {
@@ -78,10 +77,9 @@ def resumed(name: str) -> float:
         schedule=ScheduleConfig.model_validate(config["schedule"]),
         steps=config["steps"] + 1,
     )
-    groups = Groups(options.layout)
-    engine = make_engine(options, groups)
+    engine = make_engine(options, Grid(options.layout))
     engine.setup(torch.device("cpu"))
-    engine.build(build_model(model, groups, seed=1))
+    engine.build(model, seed=1)
     engine.import_state(reader)
     assert engine.steps_done == 8
     shards = engine.export_state()

@@ -114,6 +114,26 @@ def test_one_verified_save_serves_for_all_that_are_kept(
     assert steps(tmp_path) == [8, 9, 10]
 
 
+@pytest.mark.parametrize("damage", ["marker", "manifest", "shorter", "renamed"])
+def test_what_is_seen_to_be_damaged_does_not_count(tmp_path: Path, damage: str) -> None:
+    run = Run(tmp_path, 9)
+    run.save(1, 2)
+    run.saver.close()
+    folder = disk.step_folder(tmp_path, 2)
+    if damage == "renamed":
+        shutil.copytree(folder, disk.step_folder(tmp_path, 3))
+        shutil.rmtree(folder)
+    elif damage == "shorter":
+        (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-1])
+    else:
+        (folder / {"marker": disk.MARKER, "manifest": disk.MANIFEST}[damage]).write_text("{}")
+    run = Run(tmp_path, 2)
+    run.save(4)
+    assert steps(tmp_path) == [1, 4]
+    run.save(5)
+    assert steps(tmp_path) == [4, 5]
+
+
 def test_incomplete_folders_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
     run = Run(tmp_path, 2)
     run.save(1)
@@ -139,13 +159,13 @@ def test_a_save_reads_few_manifests_however_many_are_kept(
         (disk.step_folder(tmp_path, step) / disk.MARKER).write_text(disk.marker_text(text))
     run = Run(tmp_path, keep)
     reads: list[Path] = []
-    load = reader._load_manifest
+    load = reader._vouched
 
     def spy(folder: Path) -> Any:
         reads.append(folder)
         return load(folder)
 
-    monkeypatch.setattr(reader, "_load_manifest", spy)
+    monkeypatch.setattr(reader, "_vouched", spy)
     run.save(401)
     deleted = max(0, 401 - keep)
     assert len(reads) <= retention.LOOKS + deleted + 2

@@ -13,11 +13,12 @@ from moelstrom import UserError
 from moelstrom.kernels.targets import find
 from moelstrom.moe.config import LayoutConfig, ModelConfig
 from moelstrom.moe.sizing import rules
-from moelstrom.moe.sizing.adviser import OPTIMIZER, ZAYA1, Proposal, Question, advise
+from moelstrom.moe.sizing.adviser import OPTIMIZER, ZAYA1, advise
 from moelstrom.moe.sizing.communication import Traffic
 from moelstrom.moe.sizing.curves import data_sheet
 from moelstrom.moe.sizing.memory import estimate_memory
-from moelstrom.moe.sizing.rules import RULES, Finding, View
+from moelstrom.moe.sizing.proposal import Finding, Proposal, Question
+from moelstrom.moe.sizing.rules import RULES, View
 from moelstrom.moe.sizing.shapes import (
     EXPERTS,
     TOLERANCE,
@@ -65,6 +66,12 @@ def test_shapes_meet_their_budget(total: float, sparsity: float) -> None:
         assert model.moe.normalize_top_k == (model.moe.top_k > 1)
         # It is a model: pydantic's own checks did not run on what was copied.
         ModelConfig.model_validate(model.model_dump())
+
+
+def test_heads_are_wider_from_a_thousand_channels_on() -> None:
+    found = [*shapes(Budget(6e8, 1.2e8), 65_536, Fixed())]
+    assert {960, 1024} <= {model.hidden_size for model in found}
+    assert all(model.head_dim == (128 if model.hidden_size >= 1024 else 64) for model in found)
 
 
 def test_what_is_fixed_stays() -> None:

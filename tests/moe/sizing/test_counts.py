@@ -12,15 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from moelstrom.moe.batch import Batch
 from moelstrom.moe.build import build_model
 from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
-from moelstrom.moe.grid import Groups
+from moelstrom.moe.grid import Grid
 from moelstrom.moe.sizing.counts import Counts, count_parameters, flops_per_token
-from moelstrom.moe.state.names import is_expert
 
 
 @pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
+def grid() -> Iterator[Grid]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Groups(LayoutConfig())
+    yield Grid(LayoutConfig())
     dist.destroy_process_group()
 
 
@@ -53,10 +52,10 @@ def models(draw: st.DrawFn) -> ModelConfig:
 
 @settings(max_examples=150, deadline=None)
 @given(config=models())
-def test_counts_equal_the_built_model(groups: Groups, config: ModelConfig) -> None:
-    model = build_model(config, groups, seed=0)
+def test_counts_equal_the_built_model(grid: Grid, config: ModelConfig) -> None:
+    model = build_model(config, grid, seed=0)
     total = sum(p.numel() for p in model.parameters())
-    experts = sum(p.numel() for p in model.parameters() if is_expert(p))
+    experts = sum(p.numel() for local, p in model.parameters_here() if local.expert)
     used = experts * config.moe.top_k // config.moe.num_experts
     unused_table = 0 if config.tie_embeddings else model.embedding.numel()
     expected = Counts(total, total - experts + used, experts, unused_table)
@@ -103,10 +102,10 @@ DENSE = ModelConfig(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_flops_equal_the_products_that_run(groups: Groups, tied: bool) -> None:
+def test_flops_equal_the_products_that_run(grid: Grid, tied: bool) -> None:
     """Everything but attention's own products, which only some kernels report."""
     config = DENSE.model_copy(update={"tie_embeddings": tied})
-    model = build_model(config, groups, seed=0)
+    model = build_model(config, grid, seed=0)
     tokens = torch.randint(0, 40, (2, 12))
     with FlopCounterMode(display=False) as counter:
         batch = Batch(tokens, tokens, torch.zeros(2, 12, dtype=torch.int32))

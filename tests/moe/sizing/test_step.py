@@ -11,8 +11,8 @@ from moelstrom.moe.config import LayoutConfig, ModelConfig
 from moelstrom.moe.sizing.communication import Traffic
 from moelstrom.moe.sizing.counts import count_parameters, flops_per_token
 from moelstrom.moe.sizing.curves import Curves, Gemm, Grouped
-from moelstrom.moe.sizing.products import expert_layer, products
 from moelstrom.moe.sizing.step import Step, Training, predict_step, token_seconds
+from moelstrom.moe.sizing.work import expert_layers, products
 
 RATE = 1e14
 FLAT = Curves(
@@ -63,10 +63,8 @@ def test_at_one_rate_time_is_work(model: ModelConfig) -> None:
     dense = 3 * sum(p.count * p.flops for p in products(model, tokens))
     # The least cost of a launch that a curve knows is a thousand FLOPs.
     assert found.gemm == pytest.approx(dense / RATE, rel=1e-3)
-    layer = expert_layer(model, tokens)
-    assert found.experts == pytest.approx(
-        3 * layer.count * layer.flops / RATE if layer else 0, rel=1e-3
-    )
+    routed = sum(layer.count * layer.flops for layer in expert_layers(model, tokens))
+    assert found.experts == pytest.approx(3 * routed / RATE, rel=1e-3)
     square = 2 * tokens * 1024 * model.num_heads * model.head_dim * model.num_layers
     assert found.attention == pytest.approx(3.5 * square / RATE)
     parts = found.gemm + found.experts + found.attention

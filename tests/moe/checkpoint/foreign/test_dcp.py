@@ -21,8 +21,8 @@ from moelstrom import UserError
 from moelstrom.moe.build import build_model
 from moelstrom.moe.checkpoint.foreign import open_source
 from moelstrom.moe.config import LayoutConfig
-from moelstrom.moe.grid import Groups
-from moelstrom.moe.state.names import logical_tensors
+from moelstrom.moe.grid import Grid
+from moelstrom.moe.state.names import Local
 
 State = dict[str, torch.Tensor]
 
@@ -31,19 +31,20 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
-def canonical(name: str, kind: str, value: torch.Tensor, parameter: nn.Parameter) -> State:
+def canonical(local: Local, kind: str, value: torch.Tensor) -> State:
     flat = whole(value).view(-1)
     return {
         f"{kind}/{t.name}": flat[t.start : t.start + t.numel].view(t.shape)
-        for t in logical_tensors(name, parameter)
+        for t in local.logicals()
     }
 
 
 def trained(shards: bool) -> tuple[nn.Module, torch.optim.Optimizer, State]:
     """A model three noisy AdamW steps on, and its state under canonical names."""
     world = dist.get_world_size()
-    model: nn.Module = build_model(MODEL, Groups(LayoutConfig(dp=world)), seed=1)
-    plain = dict(model.named_parameters())
+    built = build_model(MODEL, Grid(LayoutConfig(dp=world)), seed=1)
+    plain = {local.name: local for local, _ in built.parameters_here()}
+    model: nn.Module = built
     if shards:
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -58,9 +59,9 @@ def trained(shards: bool) -> tuple[nn.Module, torch.optim.Optimizer, State]:
         buffer.copy_(torch.arange(buffer.numel()))
     state = {f"model/{name}": b.clone() for name, b in model.named_buffers()}
     for name, p in model.named_parameters():
-        state |= canonical(name, "model", p, plain[name])
+        state |= canonical(plain[name], "model", p)
         for kind in ("exp_avg", "exp_avg_sq"):
-            state |= canonical(name, f"adamw/{kind}", optimizer.state[p][kind], plain[name])
+            state |= canonical(plain[name], f"adamw/{kind}", optimizer.state[p][kind])
     return model, optimizer, state
 
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ import torch
 
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.foreign import open_source
-from moelstrom.moe.checkpoint.foreign.wanted import Wanted
-from moelstrom.moe.config import ModelConfig, MoEConfig
+from moelstrom.moe.config import LayoutConfig, ModelConfig, MoEConfig
+from moelstrom.moe.grid import Grid
 from moelstrom.moe.model import Model
 from moelstrom.moe.state.names import fill, fill_buffers
 from moelstrom.moe.state.source import Source
@@ -137,17 +136,16 @@ def logits(model: Any) -> torch.Tensor:
 
 def our_logits(source: Source) -> torch.Tensor:
     """The same of our model with the checkpoint's weights."""
-    groups: Any = SimpleNamespace(ep=SimpleNamespace(rank=0, size=1))
-    model, layout = Model(MODEL, groups), Wanted(MODEL)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            fill(source, "model", layout.logicals[name], 0, parameter.view(-1))
+    # This file is a program too, which has no neighbours to import.
+    from hf_models import alone
+
+    with alone(), torch.no_grad():
+        model = Model(MODEL, Grid(LayoutConfig()))
+        for local, parameter in model.parameters_here():
+            fill(source, "model", local.logicals(), 0, parameter.view(-1))
         fill_buffers(source, model)
-        context, x = model._context(torch.zeros_like(TOKENS)), model.embedding[TOKENS]
-        for block in model.layers:
-            x = block(x, context).y
-        assert model.head is not None
-        return torch.nn.functional.linear(model.norm(x), model.head)
+        states, *_ = model.states(TOKENS, torch.zeros_like(TOKENS))
+        return torch.nn.functional.linear(states, model.projection)
 
 
 def write(path: Path) -> None:

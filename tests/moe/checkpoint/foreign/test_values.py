@@ -3,11 +3,13 @@
 import itertools
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moelstrom.moe.checkpoint.foreign.values import Chunk, Chunks, box_slabs
+from moelstrom.moe.checkpoint.foreign import values
+from moelstrom.moe.checkpoint.foreign.values import Chunk, Chunks, box_slabs, check_boxes
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,38 @@ def test_slabs_of_a_grid_hold_every_element_once(grid: list[list[int]]) -> None:
                 first = slab.offset + row * slab.stride
                 found[first : first + slab.run] += 1
     assert (found == 1).all()
+
+
+def rows(count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A [count, 2] tensor in its rows, those cut in two."""
+    return [((i, j), (1, 1)) for i in range(count) for j in range(2)]
+
+
+def test_many_pieces_are_a_tensor_and_too_many_are_no_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of one column all meet on the other axis: each pair is looked at there."""
+    check_boxes("w", (500, 2), rows(500))
+    across = [((0, i), (3, 1)) for i in range(3000)]
+    check_boxes("w", (3, 3000), across)
+    monkeypatch.setattr(values, "MAX_PAIRS", 3)
+    check_boxes("w", (3, 2), rows(3))
+    monkeypatch.setattr(values, "MAX_PAIRS", 2)
+    with pytest.raises(ValueError, match="more pieces than any save"):
+        check_boxes("w", (3, 2), rows(3))
+
+
+BAD = {
+    "lies outside it": [((0, 0), (2, 2)), ((2, 0), (2, 2))],
+    "have 4 of its 6 elements": [((0, 0), (2, 2))],
+    "have 8 of its 6 elements": [((0, 0), (3, 2)), ((0, 0), (1, 2))],
+    "are there twice": [((0, 0), (2, 2)), ((1, 0), (1, 2))],
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_boxes_hold_every_element_once(words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_boxes("w", (3, 2), BAD[words])  # type: ignore[arg-type]
+    check_boxes("w", (3, 2), [((0, 0), (2, 2)), ((2, 0), (1, 2)), ((1, 1), (0, 1))])
+    check_boxes("scalar", (), [((), ())])

@@ -1,5 +1,6 @@
 """The maps for Megatron are its own: rank order, distributed optimizer, layer-wise optimizer."""
 
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,17 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
 from megatron.core.parallel_state import RankGenerator
 
-from moelstrom.moe.checkpoint.layouts.layout import Place, Target
+from moelstrom.moe.checkpoint.layouts.holdings import share
+from moelstrom.moe.checkpoint.layouts.layout import Target
 from moelstrom.moe.checkpoint.layouts.parameters import (
     LocalParameter,
+    Skeleton,
     dense_parameters,
     expert_parameters,
-    skeleton,
 )
-from moelstrom.moe.checkpoint.layouts.zero import Run, share
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
+from moelstrom.moe.engines.kind import Run
+from moelstrom.moe.grid import Place
 from moelstrom.moe.optim.rules import rule
 
 MODEL = ModelConfig(
@@ -75,7 +78,7 @@ def alone() -> Iterator[None]:
 
 def teams(target: Target) -> list[tuple[list[LocalParameter], int]]:
     """(parameters, ranks that hold them) of every dense and every expert team that holds any."""
-    model = skeleton(MODEL)
+    model = Skeleton(MODEL)
     found = []
     for stage in range(target.pp):
         for tensor in range(target.tp):
@@ -90,8 +93,8 @@ def group(size: int, rank: int) -> Any:
     return SimpleNamespace(size=lambda: size, rank=lambda: rank)
 
 
-def comparable(runs: list[Run]) -> list[tuple[str, int, int]]:
-    return sorted((run.parameter.name, run.start, run.numel) for run in runs)
+def comparable(held: list[LocalParameter], runs: list[Run]) -> list[tuple[str, int, int]]:
+    return sorted((held[run.index].local.name, run.start, run.numel) for run in runs)
 
 
 @pytest.mark.parametrize("layout", [{"dp": 4, "ep": 2}, {"dp": 3, "tp": 2, "pp": 2}])
@@ -103,7 +106,7 @@ def test_distributed_optimizer(
     target = Target(engine="megatron", **layout)
     for held, members in teams(target):
         for rank, mine in enumerate(share(held, members, target, OptimizerConfig())):
-            assert comparable(mine) == distributed_optimizer(held, members, rank)
+            assert comparable(held, mine) == distributed_optimizer(held, members, rank)
 
 
 def distributed_optimizer(
@@ -112,9 +115,9 @@ def distributed_optimizer(
     """What Megatron's own buffer gives to a rank: (name, start, elements)."""
     names = {}
     for p in held:
-        parameter = Parameter(torch.zeros(p.tensor.shape))
-        parameter.shared_embedding = p.shared
-        names[parameter] = p.name
+        parameter = Parameter(torch.zeros(p.local.shape))
+        parameter.shared_embedding = p.local.two_stages
+        names[parameter] = p.local.name
     buffer = _ParamAndGradBuffer(
         DistributedDataParallelConfig(use_distributed_optimizer=True),
         torch.float32,
@@ -142,7 +145,7 @@ def test_layer_wise_optimizer(layout: dict[str, int], alone: None) -> None:
     for held, members in teams(target):
         shares = share(held, members, target, muon)
         for mine, theirs in zip(shares, layer_wise_optimizer(held, members, muon), strict=True):
-            assert comparable(mine) == theirs
+            assert comparable(held, mine) == theirs
 
 
 def layer_wise_optimizer(
@@ -152,11 +155,11 @@ def layer_wise_optimizer(
     names = {}
     groups: dict[str, list[torch.nn.Parameter]] = {"muon": [], "adamw": []}
     for p in held:
-        numel = p.tensor.shape[-2:].numel()
-        for start in range(0, p.tensor.numel(), numel):
+        numel = math.prod(p.local.shape[-2:])
+        for start in range(0, p.local.numel, numel):
             parameter = torch.nn.Parameter(torch.zeros(numel))
-            names[parameter] = p.name, start, numel
-            groups[rule(p.name, p.tensor, muon)].append(parameter)
+            names[parameter] = p.local.name, start, numel
+            groups[rule(p.local.spec, muon)].append(parameter)
     optimizers = [SimpleNamespace(param_groups=[{"params": ps}]) for ps in groups.values()]
     optimizer = object.__new__(LayerWiseDistributedOptimizer)
     optimizer.pg_collection = SimpleNamespace(dp_cp=group(members, 0), expt_dp=group(1, 0))

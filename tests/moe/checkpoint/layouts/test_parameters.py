@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from moelstrom.moe.checkpoint.layouts.layout import Target
 from moelstrom.moe.checkpoint.layouts.parameters import (
     LocalParameter,
+    Skeleton,
     dense_parameters,
     expert_parameters,
-    skeleton,
 )
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
-from moelstrom.moe.optim.rules import matrix_shape
-from moelstrom.moe.state.names import logical_tensors
 
 MODEL = ModelConfig(
     vocab_size=10,
@@ -34,8 +32,8 @@ MODEL = ModelConfig(
 def arrays(config: ModelConfig) -> dict[str, np.ndarray]:
     """Every logical tensor, all elements different."""
     found, seen = {}, 0
-    for name, p in skeleton(config).named_parameters():
-        for t in logical_tensors(name, p):
+    for p in Skeleton(config).parameters:
+        for t in p.logicals():
             found[t.name] = np.arange(seen, seen + t.numel).reshape(t.shape)
             seen += t.numel
     return found
@@ -48,7 +46,7 @@ def values(p: LocalParameter, whole: dict[str, np.ndarray]) -> np.ndarray:
         for s in p.slabs
         for row in range(s.rows)
     ]
-    return np.concatenate(parts).reshape(p.tensor.shape)
+    return np.concatenate(parts).reshape(p.local.shape)
 
 
 def expected(name: str, array: np.ndarray, config: ModelConfig, tp: int, rank: int) -> np.ndarray:
@@ -73,9 +71,9 @@ def expected(name: str, array: np.ndarray, config: ModelConfig, tp: int, rank: i
 
 def names_in(p: LocalParameter, count: int, ep_rank: int) -> list[str]:
     """The logical tensors of a parameter; `count` experts are stacked on each rank."""
-    if ".experts." not in p.name:
-        return [p.name]
-    module, _, leaf = p.name.rpartition(".")
+    if ".experts." not in p.local.name:
+        return [p.local.name]
+    module, _, leaf = p.local.name.rpartition(".")
     return [f"{module}.{ep_rank * count + i}.{leaf}" for i in range(count)]
 
 
@@ -85,7 +83,7 @@ def test_every_rank_holds_its_slices(data: st.DataObject, config: ModelConfig) -
     target = data.draw(targets(config, OptimizerConfig()))
     place = target.place(data.draw(st.integers(0, target.world_size - 1)))
     ep_rank = place.replica % target.ep
-    model, whole = skeleton(config), arrays(config)
+    model, whole = Skeleton(config), arrays(config)
     held = dense_parameters(model, target, place.stage, place.tensor)
     held += expert_parameters(model, target, place.stage, place.tensor, ep_rank)
     for p in held:
@@ -98,10 +96,12 @@ def test_every_rank_holds_its_slices(data: st.DataObject, config: ModelConfig) -
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_gate_and_up_stay_two_matrices(tp: int) -> None:
-    held = dense_parameters(skeleton(MODEL), Target(tp=tp), 0, 0)
-    held += expert_parameters(skeleton(MODEL), Target(tp=tp), 0, 0, 0)
+    held = dense_parameters(Skeleton(MODEL), Target(tp=tp), 0, 0)
+    held += expert_parameters(Skeleton(MODEL), Target(tp=tp), 0, 0, 0)
     shapes = {
-        p.name.partition(".ffn.")[2]: matrix_shape(p.tensor) for p in held if p.tensor.ndim > 1
+        p.local.name.partition(".ffn.")[2]: p.local.matrix_shape
+        for p in held
+        if len(p.local.shape) > 1
     }
     assert shapes["mlp.gate_up"] == (12 // tp, 8)
     assert shapes["shared.gate_up"] == (16 // tp, 8)
@@ -111,7 +111,7 @@ def test_gate_and_up_stay_two_matrices(tp: int) -> None:
 
 def names(stage: int, **layout: int) -> list[str]:
     target = Target(engine="megatron", **layout)
-    return [p.name for p in dense_parameters(skeleton(MODEL), target, stage, 0)]
+    return [p.local.name for p in dense_parameters(Skeleton(MODEL), target, stage, 0)]
 
 
 def test_stages_hold_their_layers_and_the_ends() -> None:
@@ -123,19 +123,19 @@ def test_stages_hold_their_layers_and_the_ends() -> None:
 
 
 def test_both_ends_hold_a_tied_embedding_and_the_first_writes_it() -> None:
-    model = skeleton(MODEL.model_copy(update={"tie_embeddings": True}))
+    model = Skeleton(MODEL.model_copy(update={"tie_embeddings": True}))
     for pp, held in ((1, [True]), (3, [True, None, False])):
         target = Target(pp=pp)
         for stage, writes in enumerate(held):
-            found = {p.name: p.writes for p in dense_parameters(model, target, stage, 0)}
+            found = {p.local.name: p.writes for p in dense_parameters(model, target, stage, 0)}
             assert found.get("embedding") is writes
 
 
 @pytest.mark.parametrize(("tp", "writers"), [(2, {0, 1}), (4, {0, 2}), (8, {0, 4})])
 def test_kv_heads_are_copied_beyond_their_number(tp: int, writers: set[int]) -> None:
     target = Target(tp=tp)
-    ranks = [dense_parameters(skeleton(MODEL), target, 0, rank) for rank in range(tp)]
-    keys = [next(p for p in held if p.name == "layers.0.mixer.k") for held in ranks]
+    ranks = [dense_parameters(Skeleton(MODEL), target, 0, rank) for rank in range(tp)]
+    keys = [next(p for p in held if p.local.name == "layers.0.mixer.k") for held in ranks]
     assert {rank for rank, p in enumerate(keys) if p.writes} == writers
     for rank, p in enumerate(keys):
         head = rank * 2 // tp
@@ -144,9 +144,9 @@ def test_kv_heads_are_copied_beyond_their_number(tp: int, writers: set[int]) -> 
 
 def test_the_last_vocabulary_shards_may_be_short_or_empty() -> None:
     def rows(vocabulary: int) -> list[int]:
-        model = skeleton(MODEL.model_copy(update={"vocab_size": vocabulary}))
+        model = Skeleton(MODEL.model_copy(update={"vocab_size": vocabulary}))
         ranks = [dense_parameters(model, Target(tp=4), 0, rank) for rank in range(4)]
-        found = [{p.name: p.tensor.shape[0] for p in held} for held in ranks]
+        found = [{p.local.name: p.local.shape[0] for p in held} for held in ranks]
         return [shapes.get("head", 0) for shapes in found]
 
     assert rows(10) == [3, 3, 3, 1]

@@ -14,6 +14,7 @@ from reshape_states import flip, plan_for, reshaped, synthetic
 
 from moelstrom import UserError
 from moelstrom.moe.checkpoint import folder as disk
+from moelstrom.moe.checkpoint import tensorfile
 from moelstrom.moe.checkpoint.reader import Reader, choose, verify
 from moelstrom.moe.checkpoint.reshape.journal import Journal
 from moelstrom.moe.checkpoint.reshape.output import Output
@@ -138,6 +139,23 @@ def test_an_existing_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is there already: give another folder"):
         reshape(plan_for(source, tp=2), tmp_path / "a")
     assert {f.name: f.read_bytes() for f in source.folder.iterdir()} == before
+
+
+def test_nothing_is_kept_after_a_failed_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel holds after it reads like the data, whatever reached the disk."""
+    source = reshaped(synthetic(tmp_path), tmp_path / "a", dp=2)
+
+    def refuse(handle: int) -> None:
+        raise disk.FlushError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorfile, "flush", refuse)
+        with pytest.raises(UserError, match="Input/output error: make room there"):
+            reshape(plan_for(source, tp=2), tmp_path / "b")
+    assert list((tmp_path / "b").iterdir()) == []
+    assert_equal(source, verify(reshape(plan_for(source, tp=2), tmp_path / "b")))
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

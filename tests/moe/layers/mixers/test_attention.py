@@ -1,29 +1,30 @@
 """Attention stays causal and inside documents; RoPE is relative."""
 
+import pytest
 import torch
 
-from moelstrom.moe.config import ModelConfig
-from moelstrom.moe.layers.base import Context
-from moelstrom.moe.layers.mixers.attention import Attention, attend, document_mask
+from moelstrom.moe.grid import Grid
+from moelstrom.moe.layers.base import Dims, Flow
+from moelstrom.moe.layers.mixers.attention import Attention, AttentionConfig, attend, document_mask
 from moelstrom.moe.layers.rope import apply_rope, rope_table
 
-CONFIG = ModelConfig(
-    vocab_size=8, hidden_size=16, num_heads=4, num_kv_heads=2, head_dim=8, qk_norm=True
-)
+CONFIG = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, qk_norm=True)
+DIMS = Dims(hidden_size=16, num_layers=1, norm_eps=1e-6, init_std=0.3)
 
 
-def layer() -> Attention:
+@pytest.fixture
+def attention(grid: Grid) -> Attention:
     torch.manual_seed(0)
-    made = Attention(CONFIG)
+    made = Attention(CONFIG, DIMS, grid)
     for p in made.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=0.3)
+        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else torch.nn.init.ones_(p)
     return made
 
 
-def context(documents: torch.Tensor) -> Context:
-    table = rope_table(documents.shape[1], 8, 1e4, documents.device)
-    return Context(documents, document_mask(documents), table)
+def mixed(attention: Attention, x: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    flow = Flow(documents)
+    attention.prepare(flow)
+    return attention(x, {}, flow).y
 
 
 def test_matches_plain_softmax() -> None:
@@ -35,21 +36,20 @@ def test_matches_plain_softmax() -> None:
     torch.testing.assert_close(attend(q, k, v, mask), scores.softmax(-1) @ v4)
 
 
-def test_packed_documents_equal_separate_ones() -> None:
-    attention = layer()
+def test_packed_documents_equal_separate_ones(attention: Attention) -> None:
     x = torch.randn(1, 10, 16)
-    packed = attention(x, context(torch.tensor([[0] * 4 + [1] * 6])))
+    packed = mixed(attention, x, torch.tensor([[0] * 4 + [1] * 6]))
     for part in (slice(0, 4), slice(4, 10)):
-        alone = attention(x[:, part], context(torch.zeros(1, part.stop - part.start)))
+        alone = mixed(attention, x[:, part], torch.zeros(1, part.stop - part.start))
         torch.testing.assert_close(packed[:, part], alone)
 
 
-def test_future_does_not_leak() -> None:
-    attention, documents = layer(), torch.zeros(1, 9)
+def test_future_does_not_leak(attention: Attention) -> None:
+    documents = torch.zeros(1, 9)
     x = torch.randn(1, 9, 16)
     changed = x.clone()
     changed[:, 5:] += 1
-    before, after = (attention(v, context(documents)) for v in (x, changed))
+    before, after = (mixed(attention, v, documents) for v in (x, changed))
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 

@@ -5,10 +5,9 @@ from drawn_models import models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelstrom.moe.config import ModelConfig
-from moelstrom.moe.model import layer_kinds
+from moelstrom.moe.config import ModelConfig, layer_kinds
 from moelstrom.moe.sizing.counts import flops_per_token
-from moelstrom.moe.sizing.products import expert_layer, expert_shapes, gemm_shapes, products
+from moelstrom.moe.sizing.work import expert_layers, expert_shapes, gemm_shapes, products
 
 
 @settings(deadline=None)
@@ -16,9 +15,8 @@ from moelstrom.moe.sizing.products import expert_layer, expert_shapes, gemm_shap
 def test_products_are_all_flops_but_attentions_own(
     model: ModelConfig, tokens: int, length: int
 ) -> None:
-    layer = expert_layer(model, tokens)
     forward = sum(p.count * p.flops for p in products(model, tokens))
-    forward += layer.count * layer.flops if layer else 0
+    forward += sum(layer.count * layer.flops for layer in expert_layers(model, tokens))
     norms = model.hidden_size * (2 * model.num_layers + 1)
     norms += 2 * model.head_dim * model.num_layers if model.qk_norm else 0
     attention = 6 * length * model.num_heads * model.head_dim * model.num_layers
@@ -42,11 +40,12 @@ def test_backward_products_are_those_of_both_gradients(model: ModelConfig, token
 def test_expert_parallel_ranks_share_the_experts_and_keep_the_rows(
     model: ModelConfig, tokens: int
 ) -> None:
-    whole, half = expert_layer(model, tokens), expert_layer(model, tokens, 2)
-    if whole is None or half is None:
-        assert all(ffn == "dense" for _, ffn in layer_kinds(model))
+    layers, halves = expert_layers(model, tokens), expert_layers(model, tokens, 2)
+    if not layers:
+        assert all(kinds.ffn.kind == "dense" for kinds in layer_kinds(model))
         assert expert_shapes(model, tokens) == []
         return
+    (whole,), (half,) = layers, halves
     assert half.rows == whole.rows == tokens * model.moe.top_k
     assert half.experts == whole.experts // 2
     assert expert_shapes(model, tokens) == [

@@ -1,0 +1,1 @@
+"""How Megatron-Core lays out its state; it does not train here yet."""
