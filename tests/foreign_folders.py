@@ -1,6 +1,7 @@
 """Small folders of every foreign format, laid out by hand in milliseconds, to be spoilt."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,10 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 def read_all(kind: str, folder: Path) -> None:
     """Open and read everything, as an import does."""
     if kind == "huggingface":
-        load(folder, folder.parent / "imported")
+        try:
+            load(folder, folder.parent / "imported")
+        finally:
+            shutil.rmtree(folder.parent / "imported", ignore_errors=True)
         return
     # DeepSpeed's own record holds the model.
     source = open_source(folder, None if kind in ("deepspeed", "universal") else MODEL)
