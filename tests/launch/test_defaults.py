@@ -133,7 +133,7 @@ def check(values: Any, pinned: Any, place: str) -> None:
 
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_defaults(section: str) -> None:
-    made = {
+    made: Any = {
         "run": lambda: RunConfig(steps=1),
         "collectives": CollectivesConfig,
         "hardware": HardwareConfig,
