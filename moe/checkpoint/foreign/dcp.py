@@ -14,7 +14,7 @@ from .... import UserError
 from ...config import ModelConfig
 from .. import folder as disk
 from .assembled import KINDS, Assembly, ForeignSource, Steps
-from .pickles import MAX_FLAT, MAX_PICKLE, Loader, explain, shown
+from .pickles import MAX_FLAT, MAX_PICKLE, PickleLoader, explain, shown
 from .torchfile import FIX, Stored, TorchFile, Window, read_number, refusing, understood
 from .values import Chunk, Chunks, Values, check_boxes
 from .wanted import Wanted, find_model, with_vocabulary
@@ -169,7 +169,7 @@ def _load(file: Path) -> Any:
             raise ValueError("too large to be real")
         data = window.read()
     try:
-        return Loader(data).load()
+        return PickleLoader(data).load()
     except Exception as error:
         # A damaged pickle raises whatever its bytes happen to call.
         raise UserError(f"{file}: refused: {explain(error)}: {FIX}") from None
