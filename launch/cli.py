@@ -10,7 +10,7 @@ import typer
 
 from .. import UserError, __version__
 from ..cluster.spec import USER_ERROR_EXIT
-from .lazy import Entry, LazyGroup
+from .lazy import LazyCommand, LazyGroup
 
 INTERRUPTED_EXIT = 130
 CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
@@ -19,26 +19,26 @@ CONTROL = re.compile("[\0-\t\v-\x1f\x7f-\x9f]")
 class Commands(LazyGroup):
     """Every command of `moelstrom`."""
 
-    table: ClassVar[Mapping[str, Entry]] = {
-        "train": Entry("train", "Train, or go on from the run's last complete checkpoint."),
-        "report": Entry(
+    table: ClassVar[Mapping[str, LazyCommand]] = {
+        "train": LazyCommand("train", "Train, or go on from the run's last complete checkpoint."),
+        "report": LazyCommand(
             "report",
             "Draw a run (run.png) and summarise it (summary.json, printed), whatever launched it.",
         ),
-        "size": Entry(
+        "size": LazyCommand(
             "size",
             "Propose model shapes, micro-batch and layout for a budget, and predict what they "
             "cost.",
         ),
-        "chaos": Entry(
+        "chaos": LazyCommand(
             "chaos",
             "Train, break it on purpose, and report what each fault cost; 1 if any was not "
             "overcome.",
         ),
-        "data": Entry("data", "Training data."),
-        "kernels": Entry("kernels", "The Triton kernels."),
-        "bench": Entry("bench", "Measure the network and the devices."),
-        "ckpt": Entry("ckpt", "Checkpoints."),
+        "data": LazyCommand("data", "Training data."),
+        "kernels": LazyCommand("kernels", "The Triton kernels."),
+        "bench": LazyCommand("bench", "Measure the network and the devices."),
+        "ckpt": LazyCommand("ckpt", "Checkpoints."),
     }
 
 

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 
 @dataclass(frozen=True)
-class Entry:
+class LazyCommand:
     """A command: the module of `commands` whose `app` it is, and the help that is listed for it."""
 
     module: str
@@ -21,7 +21,7 @@ class Entry:
 class LazyGroup(TyperGroup):
     """The commands of `table`; their help is listed from there."""
 
-    table: ClassVar[Mapping[str, Entry]]
+    table: ClassVar[Mapping[str, LazyCommand]]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -45,7 +45,7 @@ class LazyGroup(TyperGroup):
 class Loaded(Mapping[str, Any]):
     """The whole commands of a table by name, each imported at its first use."""
 
-    def __init__(self, table: Mapping[str, Entry]) -> None:
+    def __init__(self, table: Mapping[str, LazyCommand]) -> None:
         self._table = table
 
     def __getitem__(self, name: str) -> Any:

@@ -110,7 +110,7 @@ def _filled(entry: Any, model: Any) -> Any:
 
 
 def _part(part: Any, registry: Registry, model: Any) -> Any:
-    kind = part.get("kind") if isinstance(part, dict) else part
+    kind: Any = part.get("kind") if isinstance(part, dict) else part
     sources: list[tuple[Any, type[Section]]] = [(model, ModelConfig)]
     field = ModelConfig.model_fields.get(kind) if isinstance(kind, str) else None
     if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section):

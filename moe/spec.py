@@ -32,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Part:
+class CutPart:
     """The `ranges` along `axis` of a tensor of `shape` that one tensor-parallel rank holds.
 
     `writes`: whether this rank speaks for its copy where several hold the same elements.
@@ -82,16 +82,16 @@ class Cut:
     field: str = ""
     copies: bool = False
 
-    def part(self, shape: tuple[int, ...], size: int, rank: int) -> Part:
+    def part(self, shape: tuple[int, ...], size: int, rank: int) -> CutPart:
         """What rank `rank` of `size` holds of a tensor of `shape`."""
         if self.axis is None or size == 1:
             whole = range(shape[0] if shape else 1)
-            return Part(shape, 0, (whole,), size == 1 or rank == 0)
+            return CutPart(shape, 0, (whole,), size == 1 or rank == 0)
         copies = max(1, size // self.units) if self.copies else 1
         block = shape[self.axis] // self.blocks
         starts = (i * block for i in range(self.blocks))
         mine = tuple(_share(range(s, s + block), size // copies, rank // copies) for s in starts)
-        return Part(shape, self.axis, mine, rank % copies == 0)
+        return CutPart(shape, self.axis, mine, rank % copies == 0)
 
     def allows(self, size: int) -> bool:
         """Whether `size` ranks can share the units."""

@@ -5,7 +5,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from moelstrom.moe.checkpoint.layouts.layout import Target
+from moelstrom.moe.checkpoint.layouts.layout import StateLayout
 from moelstrom.moe.checkpoint.layouts.parameters import Skeleton
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
 from moelstrom.moe.optim.rules import STATE, rule
@@ -39,7 +39,7 @@ def small_models(draw: st.DrawFn) -> ModelConfig:
 
 
 @st.composite
-def targets(draw: st.DrawFn, model: ModelConfig, optimizer: OptimizerConfig) -> Target:
+def targets(draw: st.DrawFn, model: ModelConfig, optimizer: OptimizerConfig) -> StateLayout:
     """Any layout that the model and the optimizer allow, of up to 144 ranks."""
     pp = draw(st.integers(1, min(3, model.num_layers)))
     tp = draw(st.sampled_from([tp for tp in range(1, 9) if _splits(model, tp)]))
@@ -47,7 +47,7 @@ def targets(draw: st.DrawFn, model: ModelConfig, optimizer: OptimizerConfig) -> 
     engine = draw(st.sampled_from(("native", "deepspeed", "megatron")))
     zero = draw(st.sampled_from(_stages(engine, optimizer.name, ep, pp)))
     dp, cp = ep * draw(st.integers(1, 2)), draw(st.sampled_from((1, 1, 2)))
-    return Target(engine=engine, dp=dp, ep=ep, tp=tp, pp=pp, cp=cp, zero=zero, bucket_mb=1)
+    return StateLayout(engine=engine, dp=dp, ep=ep, tp=tp, pp=pp, cp=cp, zero=zero, bucket_mb=1)
 
 
 def _splits(model: ModelConfig, tp: int) -> bool:

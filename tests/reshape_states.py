@@ -6,7 +6,7 @@ from typing import Any
 from moelstrom.moe.checkpoint.layouts.holdings import holdings
 from moelstrom.moe.checkpoint.layouts.layout import make_target
 from moelstrom.moe.checkpoint.reader import Reader
-from moelstrom.moe.checkpoint.reshape.plan import Plan, make_plan
+from moelstrom.moe.checkpoint.reshape.plan import ReshapePlan, make_plan
 from moelstrom.moe.checkpoint.reshape.run import reshape
 from moelstrom.moe.checkpoint.reshape.synthetic import Synthetic
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
@@ -31,13 +31,13 @@ def synthetic(folder: Path, model: ModelConfig = MODEL, optimizer: str = "adamw"
     return Synthetic(folder, model, OptimizerConfig(name=optimizer))
 
 
-def plan_for(source: Source, **layout: Any) -> Plan:
+def plan_for(source: Source, **layout: Any) -> ReshapePlan:
     """A plan of two readers and small chunks, so that tensors take several."""
     model = ModelConfig.model_validate(source.meta["model"])
     optimizer = OptimizerConfig.model_validate(source.meta["config"]["optimizer"])
     held = holdings(source.tensors, model, make_target(**layout), optimizer)
     plan = make_plan(source, held, readers=2)
-    return Plan(source, plan.parts, plan.world_size, plan.readers, chunk=1024)
+    return ReshapePlan(source, plan.parts, plan.world_size, plan.readers, chunk=1024)
 
 
 def reshaped(source: Source, out: Path, **layout: Any) -> Reader:

@@ -16,7 +16,7 @@ MAX_DELAY_S = 0.1
 """A drawn kill falls up to this long after its step's report: into a step, or into a save."""
 
 
-class Fault(Section):
+class PlannedFault(Section):
     """What all faults have: the moment, by step or by time; exactly one of the two."""
 
     restarts: ClassVar[bool] = True
@@ -27,7 +27,7 @@ class Fault(Section):
     """Seconds after the first process started."""
 
 
-class Kill(Fault):
+class Kill(PlannedFault):
     """SIGKILL to a rank."""
 
     kind: Literal["kill"] = "kill"
@@ -36,7 +36,7 @@ class Kill(Fault):
     """Between the step's report and the signal."""
 
 
-class Stop(Fault):
+class Stop(PlannedFault):
     """SIGSTOP to a rank: it gives no sign of life, and its sockets stay open."""
 
     kind: Literal["stop"] = "stop"
@@ -44,14 +44,14 @@ class Stop(Fault):
     delay_s: Annotated[float, Field(ge=0, le=60)] = 0.0
 
 
-class Hang(Fault):
+class Hang(PlannedFault):
     """A rank never comes back from its step; its process lives on."""
 
     kind: Literal["hang"] = "hang"
     rank: Rank = 0
 
 
-class Nan(Fault):
+class Nan(PlannedFault):
     """One gradient of a rank is not a number in one step."""
 
     restarts: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Nan(Fault):
     rank: Rank = 0
 
 
-class Slow(Fault):
+class Slow(PlannedFault):
     """A rank takes `factor` times as long, for `steps` steps."""
 
     restarts: ClassVar[bool] = False
@@ -69,7 +69,7 @@ class Slow(Fault):
     steps: Positive = 20
 
 
-class Corrupt(Fault):
+class Corrupt(PlannedFault):
     """One bit of the newest complete checkpoint flips, then a rank is killed. Waits until there are
     two checkpoints: a run does not start over when its only one is damaged."""
 
@@ -78,7 +78,7 @@ class Corrupt(Fault):
     file: Literal["tensors", "manifest"] = "tensors"
 
 
-class DiskFull(Fault):
+class DiskFull(PlannedFault):
     """The file system of the checkpoints has no space left for a while. Needs one with less than
     1 GiB free (a small tmpfs, say): nobody's whole disk is filled."""
 
@@ -87,7 +87,7 @@ class DiskFull(Fault):
     duration_s: Seconds = 4.0
 
 
-class NodeLost(Fault):
+class NodeLost(PlannedFault):
     """The network of a node is cut by the scenario's `cut` and comes back by `heal`. Waits until a
     worker runs there."""
 

@@ -17,7 +17,7 @@ from .hf import commands as hf_commands
 from .opening import open_checkpoint
 
 if TYPE_CHECKING:
-    from ...moe.checkpoint.reshape.plan import Plan
+    from ...moe.checkpoint.reshape.plan import ReshapePlan
     from ...moe.config import OptimizerConfig
     from ...moe.state.source import Source
 
@@ -159,7 +159,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _plan(source: "Source", target: Any, memory: int, readers: int) -> "Plan":
+def _plan(source: "Source", target: Any, memory: int, readers: int) -> "ReshapePlan":
     from ...moe.checkpoint.layouts.holdings import holdings
     from ...moe.checkpoint.reshape.plan import make_plan
     from ...moe.config import ModelConfig
@@ -238,7 +238,7 @@ def _show_differences(rows: list[dict[str, Any]], shown: int) -> None:
         console.print(f"the worst {shown} of {len(rows):,}; --all shows the rest")
 
 
-def _show_plan(plan: "Plan", out: Path, as_json: bool) -> None:
+def _show_plan(plan: "ReshapePlan", out: Path, as_json: bool) -> None:
     from ...moe.checkpoint.reshape.plan import estimate_seconds
 
     facts = {**plan.as_json(), "estimated_seconds": round(estimate_seconds(plan, out), 2)}

@@ -71,7 +71,7 @@ def size(
     from ...moe.sizing.adviser import advise
     from ...moe.sizing.proposal import Question
     from ...moe.sizing.shapes import Fixed
-    from ...moe.sizing.step import Training
+    from ...moe.sizing.step import TrainingWork
     from ..size import show as size_show
     from ..size.advice import Advice
 
@@ -84,7 +84,7 @@ def size(
         budget=budget,
         budget_rule=rule,
         vocab_size=vocab,
-        training=Training(_batch(batch_tokens, seq_len, gpus), seq_len),
+        training=TrainingWork(_batch(batch_tokens, seq_len, gpus), seq_len),
         ranks=gpus,
         per_node=min(gpus, gpus_per_node),
         context=context,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ... import UserError
 from .formats import Format, reader
-from .source import Source
+from .source import TextSource
 
 
-def folder_source(domain: str, path: Path, form: Format = "auto") -> Source:
+def folder_source(domain: str, path: Path, form: Format = "auto") -> TextSource:
     """The documents of the files below `path`, or of the one file `path`, in the order of their
     names, read as `form` says.
 
@@ -27,7 +27,7 @@ def folder_source(domain: str, path: Path, form: Format = "auto") -> Source:
         )
     if not files:
         raise UserError(f"domain {domain}: {path} holds no file; give a folder of text files")
-    return Source(files, reader(form))
+    return TextSource(files, reader(form))
 
 
 def walk(root: Path, *, without: Collection[str] = ()) -> list[Path]:

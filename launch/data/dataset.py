@@ -56,7 +56,7 @@ class DomainInfo(Section):
     """Whether the last document was cut in two, since one split had none."""
 
 
-class Manifest(Section):
+class DatasetManifest(Section):
     """What `dataset.json` holds."""
 
     format_version: Literal[1] = 1
@@ -106,10 +106,10 @@ class Dataset:
         return reader
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> DatasetManifest:
     file = path / MANIFEST
     try:
-        return Manifest.model_validate_json(read_regular(file))
+        return DatasetManifest.model_validate_json(read_regular(file))
     except FileNotFoundError as error:
         what = f"has no {MANIFEST}" if path.is_dir() else "is not a folder"
         raise UserError(

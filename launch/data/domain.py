@@ -9,7 +9,7 @@ import numpy as np
 from ... import UserError
 from .dataset import DomainInfo, Split, SplitInfo
 from .indexed import IndexedWriter, token_dtype
-from .source import Document, Source
+from .source import Document, TextSource
 from .tokenizer import Tokenizer
 
 BATCH_CHARS = 4_000_000
@@ -30,7 +30,7 @@ class DomainWriter:
         self._seen: set[int] = set()
         self._unfinished: IndexedWriter | None = None
 
-    def write(self, source: Source, advance: Callable[[int], None]) -> DomainInfo:
+    def write(self, source: TextSource, advance: Callable[[int], None]) -> DomainInfo:
         """Tokenize the whole source. Raises UserError if there is too little of it."""
         dtype = token_dtype(self.tokenizer.vocab_size)
         with (
@@ -73,7 +73,7 @@ class DomainWriter:
             self._unfinished.add(np.array([self.tokenizer.eod]))
             self._unfinished = None
 
-    def _batches(self, source: Source) -> Iterator[list[Document]]:
+    def _batches(self, source: TextSource) -> Iterator[list[Document]]:
         batch: list[Document] = []
         size = 0
         for document in self._unique(source):
@@ -85,7 +85,7 @@ class DomainWriter:
         if batch:
             yield batch
 
-    def _unique(self, source: Source) -> Iterator[Document]:
+    def _unique(self, source: TextSource) -> Iterator[Document]:
         """Without blank documents and duplicates; one too long to hold is not compared."""
         for document in source:
             if document.first and document.last:
@@ -101,7 +101,7 @@ class DomainWriter:
     def _held_out(self, document: Document) -> bool:
         return _hash(document.group or document.text) < self.valid_fraction * 2**64
 
-    def _divide(self, source: Source, train: IndexedWriter, valid: IndexedWriter) -> bool:
+    def _divide(self, source: TextSource, train: IndexedWriter, valid: IndexedWriter) -> bool:
         """Give an empty split the end of the other's last document; whether it was empty.
 
         Few documents, or a single one, all fall on one side.

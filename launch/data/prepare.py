@@ -21,12 +21,12 @@ from ... import UserError
 from .check import check_ids, note_checked
 from .config import DataConfig
 from .corpus import folder_source
-from .dataset import DOMAIN, MANIFEST, Dataset, DomainInfo, Manifest, TokenizerInfo
+from .dataset import DOMAIN, MANIFEST, Dataset, DatasetManifest, DomainInfo, TokenizerInfo
 from .domain import DomainWriter
 from .formats import Format
 from .indexed import fsync_folder
 from .python_text import python_sources
-from .source import Source
+from .source import TextSource
 from .tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 from .workspace import Workspace, workspace
 
@@ -126,7 +126,7 @@ def _holds_dataset(out: Path) -> bool:
 
 def _build(
     out: Path,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TextSource],
     tokenizer: Tokenizer,
     valid_fraction: float,
     progress: bool,
@@ -149,7 +149,7 @@ def _build(
         ) from error
 
 
-def _key(fingerprint: str, valid_fraction: float, form: Format, source: Source) -> str:
+def _key(fingerprint: str, valid_fraction: float, form: Format, source: TextSource) -> str:
     """What decides a domain's tokens: the same key, the same files."""
     files = [[str(file), *stamp] for file, stamp in zip(source.files, source.stamps, strict=True)]
     content = json.dumps([FORMAT_VERSION, fingerprint, valid_fraction, form, files])
@@ -165,7 +165,7 @@ def _write_manifest(
         vocab_size=tokenizer.vocab_size,
         eod=tokenizer.eod,
     )
-    manifest = Manifest(tokenizer=made, valid_fraction=valid_fraction, domains=domains)
+    manifest = DatasetManifest(tokenizer=made, valid_fraction=valid_fraction, domains=domains)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
         file.flush()
@@ -177,7 +177,7 @@ def _write_manifest(
 
 def _write_domains(
     work: Workspace,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TextSource],
     tokenizer: Tokenizer,
     valid_fraction: float,
     progress: bool,
@@ -210,7 +210,7 @@ def _kept(work: Workspace) -> str:
     return f" ({', '.join(work.done)}: finished, and kept in {work.folder} for the next try)"
 
 
-def _tell(console: Console, name: str, source: Source, info: DomainInfo) -> None:
+def _tell(console: Console, name: str, source: TextSource, info: DomainInfo) -> None:
     if source.skips:
         console.print(f"{name}: skipped {source.skips:,}: {source.reasons()}", markup=False)
     if info.divided:

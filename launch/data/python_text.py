@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from ... import UserError
 from .corpus import walk
-from .source import Document, Skip, Source
+from .source import Document, Skip, TextSource
 
 MAX_CODE_BYTES = 12_000_000
 MIN_DOCSTRING = 80
@@ -18,7 +18,7 @@ TABLES = {"encodings", "pydoc_data"}
 """Packages of generated tables."""
 
 
-def python_sources() -> Mapping[str, Source]:
+def python_sources() -> Mapping[str, TextSource]:
     """The default corpus, of this interpreter: standard library code, and its documentation."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files, size = [], 0
@@ -33,7 +33,7 @@ def python_sources() -> Mapping[str, Source]:
         raise UserError(f"data.corpus: {root} holds no .py file; prepare a folder of text instead")
     topics = root / "pydoc_data" / "topics.py"
     prose = [topics, *files] if topics.exists() else files
-    return {"code": Source(files, _read_code), "prose": Source(prose, _read_prose)}
+    return {"code": TextSource(files, _read_code), "prose": TextSource(prose, _read_prose)}
 
 
 def _is_code(relative: Path) -> bool:

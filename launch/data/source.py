@@ -29,7 +29,7 @@ Skip = Callable[[str, str], None]
 Read = Callable[[BinaryIO, Path, Skip], Iterator[Document]]
 
 
-class Source:
+class TextSource:
     """The documents of `files`, as `read` finds them.
 
     `total` and `done` count bytes of the files. What cannot be read is left out and counted:

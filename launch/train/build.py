@@ -14,7 +14,7 @@ from ..data.loader import Loader
 
 
 @dataclass(frozen=True)
-class Assembly:
+class RankParts:
     """One rank's parts; `model` is the config with its vocabulary set."""
 
     grid: Grid
@@ -23,7 +23,7 @@ class Assembly:
     engine: Engine
 
 
-def build(config: RunConfig, device: torch.device) -> Assembly:
+def build(config: RunConfig, device: torch.device) -> RankParts:
     """Build everything; collective over all ranks."""
     grid = Grid(config.layout)
     loader = Loader(
@@ -38,4 +38,4 @@ def build(config: RunConfig, device: torch.device) -> Assembly:
     engine = make_engine(config.engine_options, grid)
     engine.setup(device)
     engine.build(model, config.seed)
-    return Assembly(grid, loader, model, engine)
+    return RankParts(grid, loader, model, engine)

@@ -13,7 +13,7 @@ ADVICE = "lower optimizer.lr, or raise schedule.warmup_steps, and resume from th
 
 
 @dataclass(frozen=True)
-class Fault:
+class StepFault:
     """What is wrong with a step, and the `policy` (skip, rollback, stop) for it."""
 
     policy: str
@@ -44,17 +44,17 @@ class Health:
         """Whether the step's update may be done."""
         return self.fault(loss, norm) is None
 
-    def fault(self, loss: float, norm: float) -> Fault | None:
+    def fault(self, loss: float, norm: float) -> StepFault | None:
         """What is wrong with a step, if anything; changes nothing."""
         values = {"loss": loss, "gradient norm": norm}
         for name, value in values.items():
             if not math.isfinite(value):
-                return Fault(self.config.nan, f"the {name} is {value}")
+                return StepFault(self.config.nan, f"the {name} is {value}")
         if self.config.spike != "off":
             for name, value in values.items():
                 text = self._spike(name, value)
                 if text:
-                    return Fault(self.config.spike, text)
+                    return StepFault(self.config.spike, text)
         return None
 
     def _spike(self, name: str, value: float) -> str:
@@ -72,7 +72,7 @@ class Health:
         for name, value in (("loss", loss), ("gradient norm", norm)):
             self._recent[name].append(value)
 
-    def skipped(self, step: int, fault: Fault) -> str:
+    def skipped(self, step: int, fault: StepFault) -> str:
         """Count a refused update; what to tell of it. Raises UserError if there were too many."""
         self.skips += 1
         if self.skips > self.config.max_skips:

@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The dry run's facts. `flops_per_token` counts forward and backward passes."""
 
     model: ModelConfig
@@ -43,12 +43,12 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig) -> RunPlan:
     """Plan a run without starting it (with `cluster.address` it looks at that cluster)."""
     model = sized(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
     counts = count_parameters(model)
     data = config.data
-    return Plan(
+    return RunPlan(
         model=model,
         parameters=counts,
         memory=estimate_memory(

@@ -25,7 +25,7 @@ NAMED = 5
 """How many differing fields an error names."""
 
 
-class Weights:
+class WeightsOnly:
     """A checkpoint without optimizer state as the start of step 0."""
 
     def __init__(self, source: Source) -> None:
@@ -86,7 +86,7 @@ def open_start(load: str, model: ModelConfig) -> Source:
         source = open_source(latest(load) or load, model)
     except UserError as error:
         raise UserError(f"checkpoint.load: {error}") from None
-    return source if has_optimizer(source) else Weights(source)
+    return source if has_optimizer(source) else WeightsOnly(source)
 
 
 def check_same_model(saved: dict[str, Any] | None, model: ModelConfig) -> None:

@@ -15,7 +15,7 @@ from ... import UserError
 from ...moe.checkpoint.folder import move_aside, step_folder
 from ..config import RunConfig
 from .channel import Channel
-from .health import ADVICE, Fault
+from .health import ADVICE, StepFault
 from .records import RolledBackRecord
 
 HEALTH_NAME = "health.jsonl"
@@ -63,7 +63,7 @@ class RollBacks:
     def go_back(
         self,
         step: int,
-        fault: Fault,
+        fault: StepFault,
         samples: tuple[int, int],
         start: int,
         close: Callable[[], None],
@@ -94,7 +94,7 @@ class RollBacks:
         dist.barrier()
         raise RollBackError(text)
 
-    def _note(self, step: int, fault: Fault, samples: tuple[int, int], start: int) -> str:
+    def _note(self, step: int, fault: StepFault, samples: tuple[int, int], start: int) -> str:
         """Write it down, set a bad checkpoint aside; says where the run goes back to."""
         behind = start if self._start_is_bad(step, start) else None
         record_rollback(self._config.folder, RollBack(step, samples, behind), fault.text)

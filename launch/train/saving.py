@@ -8,7 +8,7 @@ from ...moe.checkpoint.replica.keeper import Keeper
 from ...moe.checkpoint.saver import Saver
 from ...moe.state.source import Source
 from ..config import RunConfig
-from .build import Assembly
+from .build import RankParts
 from .channel import Channel
 from .health import Health
 from .random_state import load_random_state, random_state
@@ -23,7 +23,7 @@ class SavedState:
     def __init__(
         self,
         config: RunConfig,
-        parts: Assembly,
+        parts: RankParts,
         health: Health,
         channel: Channel,
         device: torch.device,

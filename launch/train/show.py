@@ -14,16 +14,16 @@ from rich.text import Text
 from ... import UserError
 from ...moe.engines import trainers
 from ..config import RESOLVED, RunConfig, load
-from .plan import GIB, Plan
+from .plan import GIB, RunPlan
 from .records import EvalRecord, Record
 
 
-def plan_view(config: RunConfig, plan: Plan) -> RenderableType:
+def plan_view(config: RunConfig, plan: RunPlan) -> RenderableType:
     """Sizes, memory and placement."""
     return Group(_sizes(plan), _memory(plan), _placement(config, plan))
 
 
-def _sizes(plan: Plan) -> Table:
+def _sizes(plan: RunPlan) -> Table:
     table = Table("model", "", title_justify="left")
     c = plan.parameters
     table.add_row("parameters, total", f"{c.total:,}")
@@ -43,7 +43,7 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers[:12])) + more
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: RunPlan) -> Table:
     table = Table("memory per rank (estimate)", "GiB")
     m = plan.memory
     for name in ("weights", "gradients", "optimizer", "activations", "total"):
@@ -51,7 +51,7 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _placement(config: RunConfig, plan: Plan) -> Table:
+def _placement(config: RunConfig, plan: RunPlan) -> Table:
     table = Table("rank", "dp", "ep", "node", "device")
     ep = config.layout.ep
     for slot in plan.placement:

@@ -82,8 +82,8 @@ def train_under_ray(
     """Run the workers; `watch` hears every event beside the display."""
     from ...cluster.supervisor import run_group
 
-    command = (sys.executable, "-P", "-m", "moelstrom.launch.worker")
-    command = (*command, "--config", str(resolved.resolve()))
+    program = (sys.executable, "-P", "-m", "moelstrom.launch.worker")
+    command = (*program, "--config", str(resolved.resolve()))
     spec = WorkerSpec(command, run.layout.world_size, world_sizes=allowed_sizes(run))
     with Display(console, run.steps, run.log_interval) as display:
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 TIMEOUT = timedelta(minutes=60)
 
 
-class Channel:
+class RankChannel:
     """Gather and broadcast bytes; a world of one talks to itself. Making it is collective.
 
     Raises RuntimeError if a rank is lost or the channel is closed.

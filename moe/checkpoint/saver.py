@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 from ..config import CheckpointConfig
 from ..state.shard import Shard
-from .channel import Channel
+from .channel import RankChannel
 from .commit import CheckpointError
 from .lease import LeaseLostError
 from .snapshot import HostBuffers, Snapshot, Turn
-from .writer import Job, Keeper, Writer, line
+from .writer import CopyKeeper, Job, Writer, line
 
 WRITING_NICE = 10
 """Priority of the writing threads, as nice counts."""
@@ -56,11 +56,11 @@ class Saver:
         rank: int,
         world_size: int,
         log: Callable[[dict[str, Any]], None] | None = None,
-        keeper: Keeper | None = None,
+        keeper: CopyKeeper | None = None,
     ) -> None:
         self._asynchronous = config.asynchronous
         self._log = log or (lambda event: None)
-        self._channel = Channel(rank, world_size)
+        self._channel = RankChannel(rank, world_size)
         self._writer = Writer(config, rank, self._channel, keeper, self._note)
         self._buffers = HostBuffers()
         self._behind = False

@@ -46,7 +46,7 @@ PLAIN_STEPS = 2
 """Steps without a save before each save."""
 
 
-class Bench:
+class StallBench:
     """A training step and two savers of its state."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Bench:
 def measure(size: str, pairs: int, path: Path, device: torch.device) -> dict[str, Any]:
     """Rows of `pairs` pairs of saves, the first of them the run's first, and their medians."""
     tokens = (8, 2048) if device.type == "cuda" else (1, 512)
-    bench = Bench(size, tokens, path, device)
+    bench = StallBench(size, tokens, path, device)
     rows = [bench.pair() for _ in range(pairs)]
     for saver in (bench.behind, bench.synchronous):
         saver.close()

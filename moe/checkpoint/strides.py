@@ -42,7 +42,7 @@ class Strided(Protocol):
         ...
 
 
-class Block(NamedTuple):
+class StridedBlock(NamedTuple):
     """Part of a slab: `rows` runs of `run` elements, from element `local` of the slab's own order
     and element `logical` of the tensor on."""
 
@@ -63,7 +63,7 @@ def below(slab: Strided, index: int) -> int:
     return min(row * slab.run + min(column, slab.run), slab.rows * slab.run)
 
 
-def blocks(slab: Strided, first: int, last: int) -> Iterator[Block]:
+def blocks(slab: Strided, first: int, last: int) -> Iterator[StridedBlock]:
     """The slab's elements inside [first, last) of the tensor: at most three blocks."""
     begin, end = below(slab, first), below(slab, last)
     if begin >= end:
@@ -71,15 +71,17 @@ def blocks(slab: Strided, first: int, last: int) -> Iterator[Block]:
     row, column = divmod(begin, slab.run)
     last_row, rest = divmod(end, slab.run)
     if row == last_row:
-        yield Block(begin, slab.offset + row * slab.stride + column, 1, end - begin)
+        yield StridedBlock(begin, slab.offset + row * slab.stride + column, 1, end - begin)
         return
     if column:
-        yield Block(begin, slab.offset + row * slab.stride + column, 1, slab.run - column)
+        yield StridedBlock(begin, slab.offset + row * slab.stride + column, 1, slab.run - column)
         row += 1
     if row < last_row:
-        yield Block(row * slab.run, slab.offset + row * slab.stride, last_row - row, slab.run)
+        yield StridedBlock(
+            row * slab.run, slab.offset + row * slab.stride, last_row - row, slab.run
+        )
     if rest:
-        yield Block(last_row * slab.run, slab.offset + last_row * slab.stride, 1, rest)
+        yield StridedBlock(last_row * slab.run, slab.offset + last_row * slab.stride, 1, rest)
 
 
 def words(data: torch.Tensor) -> np.ndarray:
@@ -108,11 +110,11 @@ def gather(slab: Strided, first: int, chunk: np.ndarray, data: np.ndarray) -> No
         _rows(data, at, block)[:] = _window(slab, first, chunk, block)
 
 
-def _rows(data: np.ndarray, at: int, block: Block) -> np.ndarray:
+def _rows(data: np.ndarray, at: int, block: StridedBlock) -> np.ndarray:
     return data[at : at + block.rows * block.run].reshape(block.rows, block.run)
 
 
-def _window(slab: Strided, first: int, chunk: np.ndarray, block: Block) -> np.ndarray:
+def _window(slab: Strided, first: int, chunk: np.ndarray, block: StridedBlock) -> np.ndarray:
     size = chunk.itemsize
     return np.lib.stride_tricks.as_strided(
         chunk[block.logical - first :],

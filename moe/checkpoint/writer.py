@@ -14,7 +14,7 @@ from ..config import CheckpointConfig
 from ..state.shard import Shard
 from ..state.source import TensorInfo
 from . import folder as disk
-from .channel import Channel
+from .channel import RankChannel
 from .commit import CheckpointError, Commit
 from .lease import Lease, LeaseLostError, take
 from .manifest import DTYPE_NAMES, digest
@@ -32,7 +32,7 @@ FIXES = {
 """Refusals of a disk that may pass, and what a user can do."""
 
 
-class Keeper(Protocol):
+class CopyKeeper(Protocol):
     """Keeps a copy of what is saved; called on the writing thread of every rank."""
 
     def keep(self, step: int, file: Path) -> None:
@@ -65,8 +65,8 @@ class Writer:
         self,
         config: CheckpointConfig,
         rank: int,
-        channel: Channel,
-        keeper: Keeper | None,
+        channel: RankChannel,
+        keeper: CopyKeeper | None,
         note: Callable[[int, str], None],
     ) -> None:
         """Rank 0 takes the lease on the folder. Raises UserError, on every rank, if another
@@ -172,7 +172,7 @@ class Writer:
         done = json.dumps({"bytes": nbytes}).encode()
         return done + b"\n" + (manifest or b"") if self._keeper else done
 
-    def _keep(self, step: int, call: Callable[[Keeper], None]) -> None:
+    def _keep(self, step: int, call: Callable[[CopyKeeper], None]) -> None:
         if self._keeper is None:
             return
         try:

@@ -61,7 +61,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Path:
+class Route:
     """The path of N = T * k token copies through one MoE layer.
 
     `order` [N] sorts the copies by expert (stable), `inverse` undoes it. `exchange` is None with
@@ -74,11 +74,11 @@ class Path:
     exchange: Exchange | None
 
 
-def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Path:
+def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Route:
     """Plan the dispatch of `experts` [T, k] with `counts` [E] tokens for each expert."""
     order, inverse, offsets = sort_by_expert(experts, counts.numel())
     if ep.size == 1:
-        return Path(order, inverse, offsets, None)
+        return Route(order, inverse, offsets, None)
     theirs = torch.empty_like(counts)
     with waiting():
         dist.all_to_all_single(theirs, counts, group=ep.group)
@@ -90,17 +90,17 @@ def plan(experts: torch.Tensor, counts: torch.Tensor, ep: Team) -> Path:
     arrived = local.repeat_interleave(theirs, output_size=sum(received))
     local_order, local_inverse, offsets = sort_by_expert(arrived, incoming.shape[1])
     exchange = Exchange(sent, received, local_order, local_inverse, ep.group)
-    return Path(order, inverse, offsets, exchange)
+    return Route(order, inverse, offsets, exchange)
 
 
-def dispatch(x: torch.Tensor, p: Path, e: Exchange, top_k: int) -> torch.Tensor:
+def dispatch(x: torch.Tensor, p: Route, e: Exchange, top_k: int) -> torch.Tensor:
     """Rows of `x` [T, D] copied `top_k` times, sent, and sorted by local expert."""
     rows = gather_rows(x, p.order, p.inverse, top_k)
     rows = _AllToAll.apply(rows, e.sent, e.received, e.group)
     return gather_rows(rows, e.order, e.inverse)
 
 
-def combine(rows: torch.Tensor, p: Path, e: Exchange, weights: torch.Tensor) -> torch.Tensor:
+def combine(rows: torch.Tensor, p: Route, e: Exchange, weights: torch.Tensor) -> torch.Tensor:
     """Bring expert outputs back to their tokens and add them by `weights` [T, k]: [T, D]."""
     rows = gather_rows(rows, e.inverse, e.order)
     rows = _AllToAll.apply(rows, e.received, e.sent, e.group)

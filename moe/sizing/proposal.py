@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..config import EngineConfig, LayoutConfig, ModelConfig
 from .memory import Memory
 from .shapes import Budget, Fixed
-from .step import Step, Training
+from .step import StepTime, TrainingWork
 
 ENGINE = EngineConfig(precision="bf16")
 FREE = Fixed()
@@ -20,7 +20,7 @@ class Question:
     budget: Budget
     budget_rule: str
     vocab_size: int
-    training: Training
+    training: TrainingWork
     ranks: int
     per_node: int
     context: int
@@ -50,7 +50,7 @@ class Proposal:
     layout: LayoutConfig
     micro_batch: int
     recompute: bool
-    step: Step
+    step: StepTime
     memory: Memory
     token_s: float
     score: float = 0.0

@@ -29,7 +29,7 @@ written."""
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingWork:
     """One step's work: `batch_tokens` over all ranks, in sequences of `seq_len`."""
 
     batch_tokens: int
@@ -37,7 +37,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of one optimizer step on a rank, by what it waits for. `exchange` is dispatch and
     combine, `reduce` what of the gradients' reduction no backward pass hides, `gather` the updated
     weights. `total`; tokens/s over all ranks; MFU of the curves' peak."""
@@ -60,10 +60,10 @@ def predict_step(
     layout: LayoutConfig,
     micro_batch: int,
     recompute: bool,
-    training: Training,
+    training: TrainingWork,
     curves: Curves,
     communication: Communication,
-) -> Step:
+) -> StepTime:
     """Predict a step with `micro_batch` sequences a rank at once (bf16, AdamW, ZeRO-1)."""
     tokens = micro_batch * training.seq_len
     rounds = training.batch_tokens // (tokens * layout.dp)
@@ -78,7 +78,7 @@ def predict_step(
     exposed = max(0.0, traffic.gradients - 2 / 3 * compute / rounds)
     total = compute + update + traffic.tokens + exposed + traffic.weights
     flops = flops_per_token(model, training.seq_len) * training.batch_tokens
-    return Step(
+    return StepTime(
         gemm=rounds * gemm,
         experts=rounds * experts,
         attention=rounds * attention,

@@ -28,6 +28,11 @@ class Far:
         return self.hold(0)
 
 
+def far() -> Any:
+    """What a lease asks of a seat, and its calls."""
+    return Far()
+
+
 def until(ready: Any) -> None:
     deadline = time.monotonic() + 60
     while not ready():
@@ -36,7 +41,7 @@ def until(ready: Any) -> None:
 
 
 def test_the_end_counts_from_the_last_answer_that_was_heard() -> None:
-    leases, seat = Leases(1.0, here="here"), Far()
+    leases, seat = Leases(1.0, here="here"), far()
     leases.take([seat])
     for number in range(3):
         seat.calls[number].set_result(None)
@@ -49,7 +54,7 @@ def test_the_end_counts_from_the_last_answer_that_was_heard() -> None:
 
 
 def test_seats_of_this_node_have_none() -> None:
-    leases, seat = Leases(1.0, here="far"), Far()
+    leases, seat = Leases(1.0, here="far"), far()
     leases.take([seat])
     leases.stop()
     assert not seat.calls and leases.drop([seat]) == 0

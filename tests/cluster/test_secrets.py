@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from moelstrom import UserError
 from moelstrom.cluster.config import ClusterConfig
@@ -37,7 +38,7 @@ def test_a_reference_to_nothing_is_named(value: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "db_password", "SECRET"])
 def test_a_secret_in_clear_is_refused_and_not_repeated(name: str) -> None:
-    with pytest.raises(ValueError, match=f"env holds {name} in clear") as refused:
+    with pytest.raises(ValidationError, match=f"env holds {name} in clear") as refused:
         ClusterConfig(env={name: PLANTED})
     assert PLANTED not in refused.value.errors()[0]["msg"]
     ClusterConfig(env={name: "env:X", "TOKENIZERS_PARALLELISM": "false"})

@@ -2,6 +2,7 @@
 
 import random
 
+from moelstrom.cluster.events import Step
 from moelstrom.cluster.stragglers import QUIET_S, WINDOW, Straggler, Stragglers
 
 
@@ -24,7 +25,7 @@ def feed(
         longest = max(sum(parts.values()) for parts in work)
         for rank, parts in enumerate(work):
             step = {**parts, "wait": longest - sum(parts.values()) + 0.01, "update": 0.005}
-            found += stragglers.take(rank, {"kind": "step", "parts": step})
+            found += stragglers.take(rank, Step(0.0, parts=step))
     return found
 
 
@@ -65,5 +66,5 @@ def test_a_rank_is_named_once_a_minute() -> None:
 
 
 def test_steps_without_parts_and_one_rank_alone() -> None:
-    assert Stragglers(2, 1.5).take(0, {"kind": "step", "step": 1}) == []
+    assert Stragglers(2, 1.5).take(0, Step(0.0, step=1)) == []
     assert feed(Stragglers(1, 1.5), 1, {}, 0.1, 2 * WINDOW) == []

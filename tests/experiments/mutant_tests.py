@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import tempfile
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ class Order:
     scratch: Path
     passed: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    _spent: Counter[str] = field(default_factory=Counter)
+    _spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         files = list(dict.fromkeys(item.path for item in items))

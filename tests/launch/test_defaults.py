@@ -133,11 +133,12 @@ def check(values: Any, pinned: Any, place: str) -> None:
 
 @pytest.mark.parametrize("section", DEFAULTS)
 def test_defaults(section: str) -> None:
-    made = {
+    makers: dict[str, Any] = {
         "run": lambda: RunConfig(steps=1),
         "collectives": CollectivesConfig,
         "hardware": HardwareConfig,
-    }[section]()
+    }
+    made = makers[section]()
     check(made.model_dump(mode="json"), DEFAULTS[section], section)
 
 

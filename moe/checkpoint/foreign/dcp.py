@@ -14,7 +14,7 @@ from .... import UserError
 from ...config import ModelConfig
 from .. import folder as disk
 from .assembled import KINDS, Assembly, ForeignSource, Steps
-from .pickles import MAX_FLAT, MAX_PICKLE, Loader, explain, shown
+from .pickles import MAX_FLAT, MAX_PICKLE, PickleLoader, explain, shown
 from .torchfile import FIX, Stored, TorchFile, Window, read_number, refusing, understood
 from .values import Chunk, Chunks, Values, check_boxes
 from .wanted import Wanted, find_model, with_vocabulary
@@ -26,7 +26,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkPlace:
     """Bytes of one saved item: an archive of torch.save inside a file."""
 
     file: str
@@ -38,7 +38,7 @@ class Item:
     """One saved box of a tensor. Its archive is opened when it is first read."""
 
     def __init__(
-        self, folder: Path, place: Place, dtype: torch.dtype, shape: tuple[int, ...]
+        self, folder: Path, place: ChunkPlace, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> None:
         self._folder, self._place = folder, place
         self.dtype, self.shape = dtype, shape
@@ -77,7 +77,7 @@ class DCPFolder:
                 if hasattr(held, "chunks")
             }
 
-    def _place(self, info: Any) -> Place:
+    def _place(self, info: Any) -> ChunkPlace:
         file = info.relative_path
         if not isinstance(file, str) or not _PLAIN.fullmatch(file):
             named = shown(repr(file)) if isinstance(file, str | int) else type(file).__name__
@@ -88,7 +88,7 @@ class DCPFolder:
             raise UserError(
                 f"{self.folder / file}: compressed or encrypted: save it without extensions"
             )
-        place = Place(file, *_sizes((info.offset, info.length)))
+        place = ChunkPlace(file, *_sizes((info.offset, info.length)))
         if place.offset + place.size > self._size(file):
             raise UserError(
                 f"{self.folder / file}: cannot be read (it ends at byte {self._size(file)}, but "
@@ -130,7 +130,7 @@ class DCPFolder:
         return list(self._held)
 
 
-def open_item(folder: Path, place: Place) -> TorchFile:
+def open_item(folder: Path, place: ChunkPlace) -> TorchFile:
     """The archive of one saved item."""
     return TorchFile(folder / place.file, place.offset, place.size)
 
@@ -169,7 +169,7 @@ def _load(file: Path) -> Any:
             raise ValueError("too large to be real")
         data = window.read()
     try:
-        return Loader(data).load()
+        return PickleLoader(data).load()
     except Exception as error:
         # A damaged pickle raises whatever its bytes happen to call.
         raise UserError(f"{file}: refused: {explain(error)}: {FIX}") from None

@@ -1,7 +1,7 @@
 """Unpickling that runs nothing: a short list of names, and stand-ins instead of classes.
 
 torch.load with weights_only=True would need DeepSpeed and Megatron imported to let their classes
-pass, and reads whole files. Here tensors become whatever `Loader.tensor` makes of them, and no
+pass, and reads whole files. Here tensors become whatever `PickleLoader.tensor` makes of them, and no
 class of another library is ever imported.
 
 Time and memory grow with the pickle's bytes alone. Python's own unpickler in C reserves what a
@@ -71,7 +71,7 @@ class Inert:
         self.__dict__ = state if isinstance(state, dict) else {"state": state}
 
 
-class Loader(pickle._Unpickler):
+class PickleLoader(pickle._Unpickler):
     """Unpickles `data` with `load`; whatever it meets outside the lists raises RefusedError.
 
     What a pickle gets to call are methods of this object and classes made for it, so that it can

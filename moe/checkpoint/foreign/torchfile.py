@@ -19,7 +19,7 @@ import torch
 from .... import UserError
 from .. import folder as disk
 from ..plainfile import open_plain
-from .pickles import MAX_PICKLE, Loader, RefusedError, explain, shown
+from .pickles import MAX_PICKLE, PickleLoader, RefusedError, explain, shown
 from .values import Values
 
 FIX = "give another checkpoint, or restore this file from a copy"
@@ -122,7 +122,7 @@ def read_number(values: Values, file: Path) -> float:
     return float(out)
 
 
-class _TensorLoader(Loader):
+class _TensorLoader(PickleLoader):
     def __init__(self, data: bytes, file: "TorchFile") -> None:
         super().__init__(data)
         self._file = file

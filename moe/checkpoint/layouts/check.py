@@ -10,13 +10,13 @@ from ...grid import Shape
 from ...model import model_specs
 from ...optim.rules import STATE, rule
 from ...state.source import TensorInfo
-from .layout import Target
+from .layout import StateLayout
 from .parameters import Skeleton
 
 RANDOM_STATE = re.compile(r"rng/\d{1,9}/(cpu|cuda)")
 
 
-def check_layout(model: ModelConfig, target: Target, optimizer: OptimizerConfig) -> None:
+def check_layout(model: ModelConfig, target: StateLayout, optimizer: OptimizerConfig) -> None:
     """Raise UserError where the model's sizes or the optimizer do not allow the layout."""
     if model.vocab_size == 0:
         raise UserError("model.vocab_size is 0: give the size that the tokenizer has")

@@ -11,7 +11,7 @@ from ...grid import Place
 from ...optim.rules import STATE, rule
 from ...state.source import Slab, TensorInfo
 from .check import check_layout, check_tensors
-from .layout import Target
+from .layout import StateLayout
 from .parameters import (
     LocalParameter,
     Skeleton,
@@ -24,7 +24,7 @@ Tensors = Mapping[str, TensorInfo]
 
 
 def holdings(
-    tensors: Tensors, model: ModelConfig, target: Target, optimizer: OptimizerConfig
+    tensors: Tensors, model: ModelConfig, target: StateLayout, optimizer: OptimizerConfig
 ) -> list[list[Slab]]:
     """For each rank the slabs that it writes: every element of every tensor once over all ranks.
 
@@ -46,7 +46,7 @@ def holdings(
 
 
 def needs(
-    tensors: Tensors, model: ModelConfig, target: Target, optimizer: OptimizerConfig, rank: int
+    tensors: Tensors, model: ModelConfig, target: StateLayout, optimizer: OptimizerConfig, rank: int
 ) -> list[Slab]:
     """The slabs that `rank` reads to go on from a checkpoint of any layout: the master weights
     and optimizer state that it keeps, copies included, its buffers and its generators' state.
@@ -63,7 +63,7 @@ def needs(
 
 
 def share(
-    held: list[LocalParameter], members: int, target: Target, optimizer: OptimizerConfig
+    held: list[LocalParameter], members: int, target: StateLayout, optimizer: OptimizerConfig
 ) -> list[list[Run]]:
     """The runs whose master weights and optimizer state each of `members` ranks keeps, by rank.
 
@@ -83,7 +83,7 @@ def share(
 
 
 @dataclass(frozen=True)
-class Team:
+class HoldingTeam:
     """Ranks that hold the same parameters before ZeRO shares them."""
 
     held: list[LocalParameter]
@@ -94,14 +94,14 @@ class Layout:
     """A model and its tensors on the ranks of a layout."""
 
     def __init__(
-        self, tensors: Tensors, model: ModelConfig, target: Target, optimizer: OptimizerConfig
+        self, tensors: Tensors, model: ModelConfig, target: StateLayout, optimizer: OptimizerConfig
     ) -> None:
         check_layout(model, target, optimizer)
         self.tensors, self.target, self.optimizer = tensors, target, optimizer
         self.model = Skeleton(model)
         check_tensors(tensors, self.model, optimizer)
 
-    def teams(self) -> Iterator[Team]:
+    def teams(self) -> Iterator[HoldingTeam]:
         """All of them."""
         for stage in range(self.target.pp):
             for tensor in range(self.target.tp):
@@ -109,7 +109,7 @@ class Layout:
                 for ep_rank in range(self.target.ep):
                     yield self._experts(stage, tensor, ep_rank)
 
-    def teams_at(self, place: Place) -> list[Team]:
+    def teams_at(self, place: Place) -> list[HoldingTeam]:
         """Those of one rank."""
         ep_rank = place.replica % self.target.ep
         return [
@@ -117,23 +117,23 @@ class Layout:
             self._experts(place.stage, place.tensor, ep_rank),
         ]
 
-    def _dense(self, stage: int, tensor: int) -> Team:
+    def _dense(self, stage: int, tensor: int) -> HoldingTeam:
         held = dense_parameters(self.model, self.target, stage, tensor)
-        return Team(held, self._ranks(stage, tensor, range(self.target.replicas)))
+        return HoldingTeam(held, self._ranks(stage, tensor, range(self.target.replicas)))
 
-    def _experts(self, stage: int, tensor: int, ep_rank: int) -> Team:
+    def _experts(self, stage: int, tensor: int, ep_rank: int) -> HoldingTeam:
         held = expert_parameters(self.model, self.target, stage, tensor, ep_rank)
         copies = range(ep_rank, self.target.replicas, self.target.ep)
-        return Team(held, self._ranks(stage, tensor, copies))
+        return HoldingTeam(held, self._ranks(stage, tensor, copies))
 
     def _ranks(self, stage: int, tensor: int, replicas: range) -> list[int]:
         return [self.target.rank(Place(stage, tensor, r)) for r in replicas]
 
-    def share(self, team: Team) -> list[list[Run]]:
+    def share(self, team: HoldingTeam) -> list[list[Run]]:
         """The runs that each rank of the team keeps."""
         return share(team.held, len(team.ranks), self.target, self.optimizer)
 
-    def slabs(self, team: Team, runs: Iterable[Run]) -> Iterator[Slab]:
+    def slabs(self, team: HoldingTeam, runs: Iterable[Run]) -> Iterator[Slab]:
         """Each run's master weights, then its optimizer state where `tensors` has it."""
         for run in runs:
             p = team.held[run.index]

@@ -11,7 +11,7 @@ from ...section import Positive
 from ..manifest import explain
 
 
-class Target(Shape):
+class StateLayout(Shape):
     """The layout that a checkpoint is read or written for: a grid of ranks under an engine."""
 
     engine: str = "native"
@@ -21,7 +21,7 @@ class Target(Shape):
     """The native engine's gradient bytes in one collective, in MiB: its shards are cut there."""
 
     @model_validator(mode="after")
-    def _check_engine(self) -> "Target":
+    def _check_engine(self) -> "StateLayout":
         if self.engine not in ENGINES:
             names = ", ".join(ENGINES)
             raise ValueError(f"engine {self.engine!r} is none of the engines: give one of {names}")
@@ -30,9 +30,9 @@ class Target(Shape):
         return self
 
 
-def make_target(**fields: Any) -> Target:
+def make_target(**fields: Any) -> StateLayout:
     """A Target, with UserError for what its fields do not allow."""
     try:
-        return Target(**fields)
+        return StateLayout(**fields)
     except ValidationError as error:
         raise UserError(f"layout: {explain(error)}") from None

@@ -8,10 +8,10 @@ from itertools import accumulate
 from ...config import ModelConfig
 from ...engines import ENGINES
 from ...model import model_specs
-from ...spec import Part, Spec, Specs
+from ...spec import CutPart, Spec, Specs
 from ...state.names import Local, whole
 from ...state.source import Slab
-from .layout import Target
+from .layout import StateLayout
 from .slabs import block, cut
 
 
@@ -60,7 +60,7 @@ class Skeleton:
 
 
 def dense_parameters(
-    model: Skeleton, target: Target, stage: int, rank: int
+    model: Skeleton, target: StateLayout, stage: int, rank: int
 ) -> list[LocalParameter]:
     """What every replica of tensor-parallel `rank` of the pipeline `stage` holds, in the order of
     the model, without experts, and without what it got no element of."""
@@ -74,7 +74,7 @@ def dense_parameters(
 
 
 def expert_parameters(
-    model: Skeleton, target: Target, stage: int, rank: int, ep_rank: int
+    model: Skeleton, target: StateLayout, stage: int, rank: int, ep_rank: int
 ) -> list[LocalParameter]:
     """The same for the stacked experts of one expert-parallel rank."""
     return [
@@ -84,7 +84,7 @@ def expert_parameters(
     ]
 
 
-def stages_of(name: str, config: ModelConfig, target: Target) -> list[int]:
+def stages_of(name: str, config: ModelConfig, target: StateLayout) -> list[int]:
     """Pipeline stages that hold the parameter or buffer `name`; the first one writes it."""
     last = target.pp - 1
     if name.startswith("layers."):
@@ -95,7 +95,7 @@ def stages_of(name: str, config: ModelConfig, target: Target) -> list[int]:
     return [last]
 
 
-def _apart(parameter: Local, target: Target) -> bool:
+def _apart(parameter: Local, target: StateLayout) -> bool:
     return parameter.expert and not (ENGINES[target.engine].merges_experts and target.ep == 1)
 
 
@@ -104,7 +104,7 @@ def _stack(parameter: Local, ep: int, ep_rank: int) -> Local:
     return replace(parameter, shape=(here, *parameter.shape[1:]), first_expert=ep_rank * here)
 
 
-def _localise(parameter: Local, target: Target, rank: int) -> LocalParameter:
+def _localise(parameter: Local, target: StateLayout, rank: int) -> LocalParameter:
     """Tensor parallelism's part of a parameter: the same cut of each logical tensor in it."""
     spec, logicals = parameter.spec, parameter.logicals()
     mine = spec.cut.part(spec.shape, target.tp, rank)
@@ -114,5 +114,5 @@ def _localise(parameter: Local, target: Target, rank: int) -> LocalParameter:
     return LocalParameter(here, slabs, mine.writes)
 
 
-def _slabs(name: str, part: Part) -> Iterator[Slab]:
+def _slabs(name: str, part: CutPart) -> Iterator[Slab]:
     return (block(name, *run) for run in part.runs())

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 
 from .. import folder as disk
-from ..channel import Channel
+from ..channel import RankChannel
 from .plan import Move
 
 CHUNK = 16 << 20
 """Bytes of one message."""
 
 
-class Wire(Channel):
+class Wire(RankChannel):
     """A channel that also sends files; making it is collective."""
 
     def exchange(self, moves: Sequence[Move], folder: Path) -> dict[str, str]:

@@ -44,7 +44,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 BYTES_PER_PARAMETER = 12
 
 
-class Bench:
+class ReshapeBench:
     """The checkpoints to convert, under `path`."""
 
     def __init__(self, path: Path, megabytes: int, realtime: bool) -> None:
@@ -142,7 +142,7 @@ def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def measure(path: Path, megabytes: int, rounds: int, realtime: bool) -> dict[str, Any]:
     """Every comparison, in new folders under `path`."""
-    bench = Bench(path, megabytes, realtime)
+    bench = ReshapeBench(path, megabytes, realtime)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in TARGETS}
     for turn in range(rounds):
         for name, layout in TARGETS.items():

@@ -12,18 +12,18 @@ from .... import UserError
 from .. import folder as disk
 from ..shardfile import ShardFile
 from ..tensorfile import TensorFile
-from .plan import Part, Plan
+from .plan import PlanPart, ReshapePlan
 
 SPARE_FILES = 64
 
 
-class Output:
+class OutputFolder:
     """The plan's files under `folder`; data that is there already stays until it is written over.
 
     Raises OSError, at once where the disk has no room for all.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: ReshapePlan) -> None:
         self._folder, self._plan = folder, plan
         self._files: dict[int, TensorFile] = {}
         files = plan.files()
@@ -41,11 +41,11 @@ class Output:
         """Bytes of each file."""
         return {disk.shard_name(rank): file.size for rank, file in self._files.items()}
 
-    def write(self, part: Part, begin: int, data: np.ndarray) -> None:
+    def write(self, part: PlanPart, begin: int, data: np.ndarray) -> None:
         """Write the elements of `part` from its own element `begin` on."""
         self._files[part.rank].write_bytes(part.key, data.view(np.uint8).data, begin)
 
-    def sha256(self, part: Part, buffer: memoryview) -> str:
+    def sha256(self, part: PlanPart, buffer: memoryview) -> str:
         """Of what the part's place holds now."""
         return ShardFile(self._folder / disk.shard_name(part.rank)).sha256(part.key, buffer)
 

@@ -27,7 +27,7 @@ PROBE = 2**26
 
 
 @dataclass(frozen=True)
-class Part:
+class PlanPart:
     """One piece of the new checkpoint: `slab`, in the file of `rank`."""
 
     rank: int
@@ -40,12 +40,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReshapePlan:
     """`parts` of every logical tensor ascend and hold it exactly once. `chunk` bytes are read at
     once by each of `readers` threads."""
 
     source: Source
-    parts: dict[str, list[Part]]
+    parts: dict[str, list[PlanPart]]
     world_size: int
     readers: int
     chunk: int
@@ -114,24 +114,24 @@ def make_plan(
     held: Sequence[Sequence[Slab]],
     memory: int = DEFAULT_MEMORY,
     readers: int | None = None,
-) -> Plan:
+) -> ReshapePlan:
     """Plan the checkpoint in which rank r holds `held[r]`; tensors that nobody holds go to rank 0.
 
     `memory` bounds the bytes of buffers. Raises UserError for a budget that no reader fits in,
     ValueError unless `held` has each element of a tensor exactly once.
     """
-    parts: dict[str, list[Part]] = {name: [] for name in source.tensors}
+    parts: dict[str, list[PlanPart]] = {name: [] for name in source.tensors}
     for rank, slabs in enumerate(held):
         for slab in slabs:
-            parts[slab.name].append(Part(rank, slab))
+            parts[slab.name].append(PlanPart(rank, slab))
     for name, mine in parts.items():
         numel = math.prod(source.tensors[name].shape)
         if not mine and numel:
-            mine.append(Part(0, Slab(name, 0, numel)))
+            mine.append(PlanPart(0, Slab(name, 0, numel)))
         mine.sort(key=lambda part: part.slab.offset)
         check_cover([part.slab for part in mine], numel)
     count, chunk = fit(memory, readers or os.cpu_count() or 1)
-    return Plan(source, parts, len(held), count, chunk)
+    return ReshapePlan(source, parts, len(held), count, chunk)
 
 
 def fit(memory: int, readers: int) -> tuple[int, int]:
@@ -143,7 +143,7 @@ def fit(memory: int, readers: int) -> tuple[int, int]:
     return count, chunk - chunk % SMALLEST
 
 
-def estimate_seconds(plan: Plan, out: Path) -> float:
+def estimate_seconds(plan: ReshapePlan, out: Path) -> float:
     """How long the plan takes, from copying and hashing a little of the source to out's disk."""
     parent = next(p for p in (out, *out.resolve().parents) if p.is_dir())
     names = _probe_names(plan)
@@ -156,7 +156,7 @@ def estimate_seconds(plan: Plan, out: Path) -> float:
     return seconds * plan.nbytes / max(done, 1)
 
 
-def _probe_names(plan: Plan) -> list[str]:
+def _probe_names(plan: ReshapePlan) -> list[str]:
     names, done = [], 0
     for name in plan.parts:
         if done < PROBE:
@@ -165,7 +165,7 @@ def _probe_names(plan: Plan) -> list[str]:
     return names
 
 
-def _copy(plan: Plan, name: str, fd: int) -> None:
+def _copy(plan: ReshapePlan, name: str, fd: int) -> None:
     slabs = [part.slab for part in plan.parts[name]]
 
     def emit(slab: Slab, begin: int, data: Any) -> None:

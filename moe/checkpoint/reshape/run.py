@@ -19,14 +19,14 @@ from .... import UserError
 from .. import folder as disk
 from ..manifest import Manifest, dump
 from .journal import Done, Journal
-from .output import Output, Progress
-from .plan import Part, Plan, dtype_name, tensor_bytes
+from .output import OutputFolder, Progress
+from .plan import PlanPart, ReshapePlan, dtype_name, tensor_bytes
 from .tensorpass import TensorPass
 
 JOURNAL = "journal.jsonl"
 
 
-def reshape(plan: Plan, out: Path, progress: Progress | None = None) -> Path:
+def reshape(plan: ReshapePlan, out: Path, progress: Progress | None = None) -> Path:
     """Write the plan's checkpoint as `out`/step-N, and return that folder.
 
     Raises UserError if it is there already, for a damaged source, and where the disk refuses; what
@@ -64,7 +64,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
         ) from None
 
 
-def fingerprint(plan: Plan) -> str:
+def fingerprint(plan: ReshapePlan) -> str:
     """16 hex digits that differ for another source or another layout."""
     sha = hashlib.sha256()
     for path in sorted(plan.source.folder.rglob("*")):
@@ -80,10 +80,10 @@ class _Work:
     """One run of a plan into `folder`."""
 
     def __init__(
-        self, plan: Plan, folder: Path, journal: Journal, progress: Progress | None
+        self, plan: ReshapePlan, folder: Path, journal: Journal, progress: Progress | None
     ) -> None:
         self._plan, self._journal = plan, journal
-        self._output = Output(folder, plan)
+        self._output = OutputFolder(folder, plan)
         self._progress, self._done = progress, 0
         self._mutex, self._stop = threading.Lock(), threading.Event()
         self._local = threading.local()
@@ -126,7 +126,7 @@ class _Work:
             self._journal.add(name, Done(one.logical_sha256, [one.sha256(p.slab) for p in parts]))
         self._advance(tensor_bytes(self._plan.source.tensors[name]))
 
-    def _kept(self, name: str, parts: list[Part]) -> bool:
+    def _kept(self, name: str, parts: list[PlanPart]) -> bool:
         """Whether an earlier run wrote these parts, and they are still what it wrote."""
         done = self._journal.done.get(name)
         if done is None:
@@ -144,14 +144,14 @@ class _Work:
             if self._progress:
                 self._progress(self._done, self._plan.nbytes)
 
-    def _entry(self, name: str, parts: list[Part]) -> dict[str, Any]:
+    def _entry(self, name: str, parts: list[PlanPart]) -> dict[str, Any]:
         info, done = self._plan.source.tensors[name], self._journal.done[name]
         pieces = [_piece(part, sha256) for part, sha256 in zip(parts, done.parts, strict=True)]
         kind = {"dtype": dtype_name(info), "shape": list(info.shape)}
         return {**kind, "pieces": pieces, "sha256": done.logical}
 
 
-def _piece(part: Part, sha256: str) -> dict[str, Any]:
+def _piece(part: PlanPart, sha256: str) -> dict[str, Any]:
     slab = part.slab
     where = {"file": disk.shard_name(part.rank), "key": part.key, "offset": slab.offset}
     shape = {"numel": slab.numel, "rows": slab.rows, "stride": slab.stride}

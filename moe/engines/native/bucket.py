@@ -9,7 +9,7 @@ from ...stages import waiting
 from ...state.names import Parameters, fill, to_shards
 from ...state.shard import Shard
 from ...state.source import Source
-from .shares import Piece, split
+from .shares import BucketPiece, split
 
 # torch 2.13 renamed both and warns of the old names; 2.11 has only those.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -37,7 +37,7 @@ class Bucket:
         )
         self.master = torch.zeros(self.size, device=device)
         self._parameter = {local.name: p for local, p in held}
-        self._by_parameter: dict[nn.Parameter, list[Piece]] = {}
+        self._by_parameter: dict[nn.Parameter, list[BucketPiece]] = {}
         for piece in self.pieces:
             self._by_parameter.setdefault(self._parameter[piece.local.name], []).append(piece)
         self._low = (team.rank if self.sharded else 0) * self.size
@@ -45,12 +45,12 @@ class Bucket:
         self._arrived = 0
         self._load_master()
 
-    def owned(self) -> list[tuple[Piece, int]]:
+    def owned(self) -> list[tuple[BucketPiece, int]]:
         """Pieces in this rank's shard, each with its position there."""
         inside = range(self._low, self._low + self.size)
         return [(p, p.position - self._low) for p in self.pieces if p.position in inside]
 
-    def _elements(self, piece: Piece) -> torch.Tensor:
+    def _elements(self, piece: BucketPiece) -> torch.Tensor:
         parameter = self._parameter[piece.local.name]
         return parameter.view(-1)[piece.start : piece.start + piece.numel]
 

@@ -9,7 +9,7 @@ from ..kind import Run, kinds
 
 
 @dataclass(frozen=True)
-class Piece:
+class BucketPiece:
     """Elements [start, start + numel) of the flattened parameter `local`, at `position` of the
     bucket."""
 
@@ -19,7 +19,7 @@ class Piece:
     position: int
 
 
-def split_elements(held: Sequence[Local], shards: int) -> tuple[list[Piece], int]:
+def split_elements(held: Sequence[Local], shards: int) -> tuple[list[BucketPiece], int]:
     """Cut the parameters, laid end to end, into `shards` equal runs of elements.
 
     Returns the pieces and the elements of a shard (the last is padded).
@@ -30,12 +30,12 @@ def split_elements(held: Sequence[Local], shards: int) -> tuple[list[Piece], int
         start = 0
         while start < p.numel:
             numel = min(p.numel - start, size - position % size)
-            pieces.append(Piece(p, start, numel, position))
+            pieces.append(BucketPiece(p, start, numel, position))
             start, position = start + numel, position + numel
     return pieces, size
 
 
-def split_matrices(held: Sequence[Local], shards: int) -> tuple[list[Piece], int]:
+def split_matrices(held: Sequence[Local], shards: int) -> tuple[list[BucketPiece], int]:
     """Deal whole matrices to `shards` in order, balanced to within a matrix (Muon needs them
     whole); a shard is padded to the largest."""
     total = sum(p.numel for p in held)
@@ -52,22 +52,22 @@ def split_matrices(held: Sequence[Local], shards: int) -> tuple[list[Piece], int
     return _place(runs, max(loads)), max(loads)
 
 
-def _place(runs: list[tuple[int, Local, int, int]], shard: int) -> list[Piece]:
-    pieces: list[Piece] = []
+def _place(runs: list[tuple[int, Local, int, int]], shard: int) -> list[BucketPiece]:
+    pieces: list[BucketPiece] = []
     position, current = 0, 0
     for owner, p, start, size in runs:
         last = pieces[-1] if pieces and owner == current else None
         if owner != current:
             position, current = owner * shard, owner
         if last and last.local.name == p.name and last.position + last.numel == position:
-            pieces[-1] = Piece(p, last.start, last.numel + size, last.position)
+            pieces[-1] = BucketPiece(p, last.start, last.numel + size, last.position)
         else:
-            pieces.append(Piece(p, start, size, position))
+            pieces.append(BucketPiece(p, start, size, position))
         position += size
     return pieces
 
 
-def split(held: Sequence[Local], shards: int, rule: str) -> tuple[list[Piece], int]:
+def split(held: Sequence[Local], shards: int, rule: str) -> tuple[list[BucketPiece], int]:
     """The pieces of a bucket under an update rule, and the elements of a shard."""
     return (split_matrices if rule == "muon" else split_elements)(held, shards)
 

@@ -13,7 +13,7 @@ from ...section import NonNegative, Positive
 from ...spec import Specs, under
 from ..base import Carry, Dims, Flow, Layer, LayerConfig, Output, choice, declare, filled
 from ..costs import Costs, ExpertLayer
-from ..dispatch import Path, combine, dispatch, plan
+from ..dispatch import Route, combine, dispatch, plan
 from ..routers import ROUTERS
 from ..routers.base import Router, RouterConfig
 from ..routers.top_k import Balancing
@@ -86,7 +86,7 @@ class Experts(nn.Module):
         super().__init__()
         declare(self, self.specs(config, dims), grid)
 
-    def forward(self, x: torch.Tensor, weights: torch.Tensor, path: Path) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, path: Route) -> torch.Tensor:
         """`x` [T, D] through the experts along `path`, added by `weights` [T, k]: [T, D]."""
         experts = self.gate_up, self.down
         if path.exchange is None:

@@ -13,7 +13,7 @@ from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.corpus import folder_source
 from moelstrom.launch.data.dataset import MANIFEST, Dataset
 from moelstrom.launch.data.prepare import ensure_default, load_dataset, prepare
-from moelstrom.launch.data.source import Document, Source
+from moelstrom.launch.data.source import Document, TextSource
 from moelstrom.launch.data.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -44,7 +44,9 @@ def small_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         module,
         "python_sources",
-        lambda: {name: Source(source.files[:100], source.read) for name, source in whole.items()},
+        lambda: {
+            name: TextSource(source.files[:100], source.read) for name, source in whole.items()
+        },
     )
 
 
@@ -97,7 +99,7 @@ def test_fingerprint_follows_each_split(tmp_path: Path, split: str) -> None:
 
 def test_group_is_held_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [Document(f"{i} of {i % 40}", f"group {i % 40}") for i in range(400)]
-    source = Source([Path(__file__)], lambda opened, file, skip: iter(documents))
+    source = TextSource([Path(__file__)], lambda opened, file, skip: iter(documents))
     monkeypatch.setattr(module, "python_sources", lambda: {"a": source})
     monkeypatch.setattr(module, "VALID_FRACTION", 0.3)
     dataset = ensure_default(tmp_path / "out", TOKENIZER)
@@ -210,7 +212,7 @@ def test_finished_domains_outlive_an_error(
     read: list[Path] = []
     original = module.DomainWriter.write
 
-    def spy(self: module.DomainWriter, source: Source, advance: Any) -> Any:
+    def spy(self: module.DomainWriter, source: TextSource, advance: Any) -> Any:
         read.extend(source.files)
         return original(self, source, advance)
 

@@ -18,7 +18,7 @@ from moelstrom.launch.cli import app
 from moelstrom.launch.config import HealthConfig
 from moelstrom.launch.data.config import DataConfig
 from moelstrom.launch.data.loader import Loader
-from moelstrom.launch.train.health import Fault, Health
+from moelstrom.launch.train.health import Health, StepFault
 from moelstrom.launch.train.log import read, select
 from moelstrom.launch.train.records import ResumeRecord, StepRecord
 from moelstrom.launch.train.rollback import (
@@ -72,7 +72,7 @@ def test_a_window_is_judged_by_its_median() -> None:
 def test_a_resume_goes_on_counting_skips() -> None:
     """And from the same window: only its newest steps."""
     config = HealthConfig(nan="skip", spike="skip", spike_window=2, max_skips=2)
-    health, fault = Health(config), Fault("skip", "the loss is nan")
+    health, fault = Health(config), StepFault("skip", "the loss is nan")
     for loss in (9.0, 1.0, 1.0):
         health.good(loss, 1.0)
     health.skipped(4, fault)
@@ -88,7 +88,10 @@ def test_a_resume_goes_on_counting_skips() -> None:
 
 
 def test_too_many_skips_in_a_row_stop() -> None:
-    health, fault = Health(HealthConfig(nan="skip", max_skips=2)), Fault("skip", "the loss is nan")
+    health, fault = (
+        Health(HealthConfig(nan="skip", max_skips=2)),
+        StepFault("skip", "the loss is nan"),
+    )
     health.skipped(1, fault)
     health.good(1.0, 1.0)
     health.skipped(3, fault)

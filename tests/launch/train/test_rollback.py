@@ -10,13 +10,13 @@ from moelstrom import UserError
 from moelstrom.cluster.events import EventWriter
 from moelstrom.launch.config import RunConfig, load
 from moelstrom.launch.train.channel import Channel
-from moelstrom.launch.train.health import Fault
+from moelstrom.launch.train.health import StepFault
 from moelstrom.launch.train.log import RunLog, select
 from moelstrom.launch.train.process_group import process_group
 from moelstrom.launch.train.records import RolledBackRecord
 from moelstrom.launch.train.rollback import RollBackError, RollBacks, rollbacks
 
-FAULT = Fault("rollback", "the loss is nan")
+FAULT = StepFault("rollback", "the loss is nan")
 
 
 @pytest.fixture(autouse=True)

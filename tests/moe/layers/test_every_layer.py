@@ -156,10 +156,10 @@ def test_every_parameter_has_a_rule(case: Case) -> None:
 def test_every_element_stands_once(case: Case, engine: str, tp: int) -> None:
     from moelstrom.moe.checkpoint.layouts.check import misfits
     from moelstrom.moe.checkpoint.layouts.holdings import holdings
-    from moelstrom.moe.checkpoint.layouts.layout import Target
+    from moelstrom.moe.checkpoint.layouts.layout import StateLayout
     from moelstrom.moe.checkpoint.layouts.parameters import Skeleton
 
-    config, target = case.config, Target(engine=engine, dp=2, tp=tp)
+    config, target = case.config, StateLayout(engine=engine, dp=2, tp=tp)
     if list(misfits(config, target)):
         pytest.skip(f"its units are not shared by {tp}")
     for optimizer in (OptimizerConfig(), OptimizerConfig(name="muon")):

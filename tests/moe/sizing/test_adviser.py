@@ -29,11 +29,11 @@ from moelstrom.moe.sizing.shapes import (
     shapes,
     without_tables,
 )
-from moelstrom.moe.sizing.step import Training, predict_step
+from moelstrom.moe.sizing.step import TrainingWork, predict_step
 
 SHEET = data_sheet(find("gfx942"))
 BUDGET = Budget(8.3e9, 0.76e9)
-QUESTION = Question(BUDGET, "as asked", 65_536, Training(2**22, 4096), 64, 8, 4096)
+QUESTION = Question(BUDGET, "as asked", 65_536, TrainingWork(2**22, 4096), 64, 8, 4096)
 
 
 class Quiet:
@@ -176,7 +176,7 @@ def test_rules_find_what_breaks_them(found: list[Proposal]) -> None:
     assert not finding(rules.moe_width, replace(best, score=0.9 * best.score), found).kept
     heavy = replace(best.memory, weights=SHEET.capacity)
     assert not finding(rules.micro_batch, replace(best, memory=heavy), found).kept
-    short = replace(QUESTION, training=Training(2**22, 512))
+    short = replace(QUESTION, training=TrainingWork(2**22, 512))
     assert not rules.attention_length(View(best, found, short, SHEET)).kept
     backed = replace(QUESTION, bucket_rule="all_reduce reaches 90% there")
     assert rules.fusion(View(best, found, backed, SHEET)).kept

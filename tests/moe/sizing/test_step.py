@@ -11,7 +11,7 @@ from moelstrom.moe.config import LayoutConfig, ModelConfig
 from moelstrom.moe.sizing.communication import Traffic
 from moelstrom.moe.sizing.counts import count_parameters, flops_per_token
 from moelstrom.moe.sizing.curves import Curves, Gemm, Grouped
-from moelstrom.moe.sizing.step import Step, Training, predict_step, token_seconds
+from moelstrom.moe.sizing.step import StepTime, TrainingWork, predict_step, token_seconds
 from moelstrom.moe.sizing.work import expert_layers, products
 
 RATE = 1e14
@@ -25,7 +25,7 @@ FLAT = Curves(
     peak=RATE,
 )
 NONE = Traffic(0.0, 0.0, 0.0)
-TRAINING = Training(batch_tokens=2**20, seq_len=1024)
+TRAINING = TrainingWork(batch_tokens=2**20, seq_len=1024)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def step(
     dp: int = 4,
     micro_batch: int = 8,
     recompute: bool = False,
-) -> Step:
+) -> StepTime:
     layout = LayoutConfig(dp=dp)
     return predict_step(model, layout, micro_batch, recompute, TRAINING, curves, Fixed(traffic))
 

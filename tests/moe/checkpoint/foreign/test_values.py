@@ -73,7 +73,10 @@ def test_slabs_of_a_grid_hold_every_element_once(grid: list[list[int]]) -> None:
     assert (found == 1).all()
 
 
-def rows(count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+Boxes = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def rows(count: int) -> Boxes:
     """A [count, 2] tensor in its rows, those cut in two."""
     return [((i, j), (1, 1)) for i in range(count) for j in range(2)]
 
@@ -83,7 +86,7 @@ def test_many_pieces_are_a_tensor_and_too_many_are_no_save(
 ) -> None:
     """Rows of one column all meet on the other axis: each pair is looked at there."""
     check_boxes("w", (500, 2), rows(500))
-    across = [((0, i), (3, 1)) for i in range(3000)]
+    across: Boxes = [((0, i), (3, 1)) for i in range(3000)]
     check_boxes("w", (3, 3000), across)
     monkeypatch.setattr(values, "MAX_PAIRS", 3)
     check_boxes("w", (3, 2), rows(3))

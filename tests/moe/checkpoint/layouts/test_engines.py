@@ -11,7 +11,7 @@ from engine_runs import DEEPSPEED_LAYOUTS, Case
 from ranks import run_ranks
 
 from moelstrom.moe.checkpoint.layouts.holdings import holdings, needs
-from moelstrom.moe.checkpoint.layouts.layout import Target
+from moelstrom.moe.checkpoint.layouts.layout import StateLayout
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
 from moelstrom.moe.state.source import Slab, TensorInfo
 
@@ -66,7 +66,7 @@ def check(world: int, cases: list[Case], model: ModelConfig) -> None:
     for case in cases:
         shapes = {name: shape for found in ranks for name, shape, _, _ in found[case][0]}
         tensors = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}
-        target = Target(engine=case.engine, dp=world, ep=case.ep, zero=case.zero, bucket_mb=1)
+        target = StateLayout(engine=case.engine, dp=world, ep=case.ep, zero=case.zero, bucket_mb=1)
         maps = tensors, model, target, OptimizerConfig(name=case.optimizer)
         for rank, wanted in enumerate(holdings(*maps)):
             exported, imported = ranks[rank][case]

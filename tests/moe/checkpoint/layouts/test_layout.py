@@ -8,7 +8,7 @@ from drawn_layouts import tensors_of
 
 from moelstrom import UserError
 from moelstrom.moe.checkpoint.layouts.holdings import holdings, needs
-from moelstrom.moe.checkpoint.layouts.layout import Target, make_target
+from moelstrom.moe.checkpoint.layouts.layout import StateLayout, make_target
 from moelstrom.moe.config import ModelConfig, MoEConfig, OptimizerConfig
 from moelstrom.moe.state.source import TensorInfo
 
@@ -71,13 +71,13 @@ def test_refuses_what_the_model_does_not_allow(fields: dict[str, Any], text: str
 def test_refuses_models(changed: dict[str, Any], text: str) -> None:
     model = MODEL.model_copy(update=changed)
     with pytest.raises(UserError, match=text):
-        holdings({}, model, Target(tp=6), ADAMW)
+        holdings({}, model, StateLayout(tp=6), ADAMW)
 
 
 def test_refuses_muon_where_zero_cuts_its_matrices() -> None:
     muon = OptimizerConfig(name="muon")
     with pytest.raises(UserError, match=r"optimizer\.name muon"):
-        holdings(tensors_of(MODEL, muon), MODEL, Target(engine="deepspeed", zero=1), muon)
+        holdings(tensors_of(MODEL, muon), MODEL, StateLayout(engine="deepspeed", zero=1), muon)
 
 
 def test_refuses_tensors_of_another_model() -> None:
@@ -93,17 +93,17 @@ def test_refuses_tensors_of_another_model() -> None:
     }
     for text, held in wrong.items():
         with pytest.raises(UserError, match=f"not those of the config: {text}"):
-            needs(held, MODEL, Target(), ADAMW, 0)
+            needs(held, MODEL, StateLayout(), ADAMW, 0)
 
 
 def test_weights_alone_are_enough() -> None:
     weights = {k: v for k, v in tensors_of(MODEL, ADAMW).items() if k.startswith("model/")}
-    (slabs,) = holdings(weights, MODEL, Target(), ADAMW)
+    (slabs,) = holdings(weights, MODEL, StateLayout(), ADAMW)
     assert {slab.name for slab in slabs} == set(weights)
 
 
 def test_random_state_of_ranks_that_the_layout_lacks_is_kept() -> None:
-    maps = tensors_of(MODEL, ADAMW), MODEL, Target(dp=2), ADAMW
+    maps = tensors_of(MODEL, ADAMW), MODEL, StateLayout(dp=2), ADAMW
     written = [[s.name for s in rank if s.name.startswith("rng/")] for rank in holdings(*maps)]
     assert written == [["rng/0/cpu", "rng/2/cpu"], ["rng/1/cpu"]]
     read = [s.name for s in needs(*maps, 1) if s.name.startswith("rng/")]

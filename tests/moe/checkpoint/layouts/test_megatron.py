@@ -17,7 +17,7 @@ from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOpt
 from megatron.core.parallel_state import RankGenerator
 
 from moelstrom.moe.checkpoint.layouts.holdings import share
-from moelstrom.moe.checkpoint.layouts.layout import Target
+from moelstrom.moe.checkpoint.layouts.layout import StateLayout
 from moelstrom.moe.checkpoint.layouts.parameters import (
     LocalParameter,
     Skeleton,
@@ -55,7 +55,7 @@ class Parameter(torch.nn.Parameter):
 @given(SMALL, SMALL, SMALL, SMALL, SMALL)
 def test_ranks_stand_where_megatron_puts_them(tp: int, cp: int, ep: int, edp: int, pp: int) -> None:
     dp, order = ep * edp, "tp-cp-ep-dp-pp"
-    target = Target(engine="megatron", tp=tp, cp=cp, dp=dp, ep=ep, pp=pp)
+    target = StateLayout(engine="megatron", tp=tp, cp=cp, dp=dp, ep=ep, pp=pp)
     dense = RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=cp, order=order)
     experts = RankGenerator(tp=tp, ep=ep, dp=edp * cp, pp=pp, cp=1, order=order)
 
@@ -76,7 +76,7 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def teams(target: Target) -> list[tuple[list[LocalParameter], int]]:
+def teams(target: StateLayout) -> list[tuple[list[LocalParameter], int]]:
     """(parameters, ranks that hold them) of every dense and every expert team that holds any."""
     model = Skeleton(MODEL)
     found = []
@@ -103,7 +103,7 @@ def test_distributed_optimizer(
 ) -> None:
     # Megatron allocates its buffers on the current GPU.
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
-    target = Target(engine="megatron", **layout)
+    target = StateLayout(engine="megatron", **layout)
     for held, members in teams(target):
         for rank, mine in enumerate(share(held, members, target, OptimizerConfig())):
             assert comparable(held, mine) == distributed_optimizer(held, members, rank)
@@ -141,7 +141,7 @@ def distributed_optimizer(
 
 @pytest.mark.parametrize("layout", [{"dp": 4, "ep": 2}, {"dp": 3, "tp": 2, "pp": 2}])
 def test_layer_wise_optimizer(layout: dict[str, int], alone: None) -> None:
-    target, muon = Target(engine="megatron", **layout), OptimizerConfig(name="muon")
+    target, muon = StateLayout(engine="megatron", **layout), OptimizerConfig(name="muon")
     for held, members in teams(target):
         shares = share(held, members, target, muon)
         for mine, theirs in zip(shares, layer_wise_optimizer(held, members, muon), strict=True):

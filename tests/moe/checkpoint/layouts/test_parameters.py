@@ -6,7 +6,7 @@ from drawn_layouts import small_models, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelstrom.moe.checkpoint.layouts.layout import Target
+from moelstrom.moe.checkpoint.layouts.layout import StateLayout
 from moelstrom.moe.checkpoint.layouts.parameters import (
     LocalParameter,
     Skeleton,
@@ -96,8 +96,8 @@ def test_every_rank_holds_its_slices(data: st.DataObject, config: ModelConfig) -
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_gate_and_up_stay_two_matrices(tp: int) -> None:
-    held = dense_parameters(Skeleton(MODEL), Target(tp=tp), 0, 0)
-    held += expert_parameters(Skeleton(MODEL), Target(tp=tp), 0, 0, 0)
+    held = dense_parameters(Skeleton(MODEL), StateLayout(tp=tp), 0, 0)
+    held += expert_parameters(Skeleton(MODEL), StateLayout(tp=tp), 0, 0, 0)
     shapes = {
         p.local.name.partition(".ffn.")[2]: p.local.matrix_shape
         for p in held
@@ -110,7 +110,7 @@ def test_gate_and_up_stay_two_matrices(tp: int) -> None:
 
 
 def names(stage: int, **layout: int) -> list[str]:
-    target = Target(engine="megatron", **layout)
+    target = StateLayout(engine="megatron", **layout)
     return [p.local.name for p in dense_parameters(Skeleton(MODEL), target, stage, 0)]
 
 
@@ -125,7 +125,7 @@ def test_stages_hold_their_layers_and_the_ends() -> None:
 def test_both_ends_hold_a_tied_embedding_and_the_first_writes_it() -> None:
     model = Skeleton(MODEL.model_copy(update={"tie_embeddings": True}))
     for pp, held in ((1, [True]), (3, [True, None, False])):
-        target = Target(pp=pp)
+        target = StateLayout(pp=pp)
         for stage, writes in enumerate(held):
             found = {p.local.name: p.writes for p in dense_parameters(model, target, stage, 0)}
             assert found.get("embedding") is writes
@@ -133,7 +133,7 @@ def test_both_ends_hold_a_tied_embedding_and_the_first_writes_it() -> None:
 
 @pytest.mark.parametrize(("tp", "writers"), [(2, {0, 1}), (4, {0, 2}), (8, {0, 4})])
 def test_kv_heads_are_copied_beyond_their_number(tp: int, writers: set[int]) -> None:
-    target = Target(tp=tp)
+    target = StateLayout(tp=tp)
     ranks = [dense_parameters(Skeleton(MODEL), target, 0, rank) for rank in range(tp)]
     keys = [next(p for p in held if p.local.name == "layers.0.mixer.k") for held in ranks]
     assert {rank for rank, p in enumerate(keys) if p.writes} == writers
@@ -145,7 +145,7 @@ def test_kv_heads_are_copied_beyond_their_number(tp: int, writers: set[int]) -> 
 def test_the_last_vocabulary_shards_may_be_short_or_empty() -> None:
     def rows(vocabulary: int) -> list[int]:
         model = Skeleton(MODEL.model_copy(update={"vocab_size": vocabulary}))
-        ranks = [dense_parameters(model, Target(tp=4), 0, rank) for rank in range(4)]
+        ranks = [dense_parameters(model, StateLayout(tp=4), 0, rank) for rank in range(4)]
         found = [{p.local.name: p.local.shape[0] for p in held} for held in ranks]
         return [shapes.get("head", 0) for shapes in found]
 

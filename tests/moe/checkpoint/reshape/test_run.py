@@ -17,8 +17,8 @@ from moelstrom.moe.checkpoint import folder as disk
 from moelstrom.moe.checkpoint import tensorfile
 from moelstrom.moe.checkpoint.reader import Reader, choose, verify
 from moelstrom.moe.checkpoint.reshape.journal import Journal
-from moelstrom.moe.checkpoint.reshape.output import Output
-from moelstrom.moe.checkpoint.reshape.plan import Part
+from moelstrom.moe.checkpoint.reshape.output import OutputFolder
+from moelstrom.moe.checkpoint.reshape.plan import PlanPart
 from moelstrom.moe.checkpoint.reshape.run import reshape
 from moelstrom.moe.state.source import Source
 
@@ -104,13 +104,13 @@ def test_a_killed_one_goes_on(
     finished = Journal(hidden / "journal.jsonl").done
     assert finished
     written: set[str] = set()
-    write = Output.write
+    write = OutputFolder.write
 
-    def noted(output: Output, part: Part, begin: int, data: np.ndarray) -> None:
+    def noted(output: OutputFolder, part: PlanPart, begin: int, data: np.ndarray) -> None:
         written.add(part.slab.name)
         write(output, part, begin, data)
 
-    monkeypatch.setattr(Output, "write", noted)
+    monkeypatch.setattr(OutputFolder, "write", noted)
     result = reshape(plan_for(source, tp=2), out)
     assert written == source.tensors.keys() - finished.keys()
     assert_equal(source, verify(result))
