@@ -1,8 +1,8 @@
 """Unpickling that runs nothing: a short list of names, and stand-ins instead of classes.
 
 torch.load with weights_only=True would need DeepSpeed and Megatron imported to let their classes
-pass, and reads whole files. Here tensors become whatever `PickleLoader.tensor` makes of them, and no
-class of another library is ever imported.
+pass, and reads whole files. Here tensors become whatever `PickleLoader.tensor` makes of them, and
+no class of another library is ever imported.
 
 Time and memory grow with the pickle's bytes alone. Python's own unpickler in C reserves what a
 few bytes claim (a memo of 2^28 places, a string of 4 GB) before it looks for them; the one in
