@@ -107,6 +107,7 @@ class _Supervisor:
         if not left:
             return self._outcome(0, "all workers finished")
         self._record("preempted", step=self._step)
+        # Nobody asked the run to end: it saved to go on with the ranks that there is room for now.
         if self._config.elastic and not self._sigterm.asked:
             return None
         saved = "" if self._step is None else f" after step {self._step}"
@@ -118,8 +119,10 @@ class _Supervisor:
         """The end, unless a restart is left."""
         if self._sigterm.asked:
             self._sigterm.end()
+        # A mistake in the config fails alike at every start.
         if fault.weight == Weight.USER_ERROR:
             return self._outcome(USER_ERROR_EXIT, fault.message or fault.reason)
+        # The run asked for it, and bounds it by itself: no fault of the machines.
         if fault.weight == Weight.ROLLBACK:
             return None
         now, window = time.monotonic(), self._config.restart_window_s
@@ -171,6 +174,7 @@ class _Supervisor:
             yield group
         finally:
             self._sigterm.patient = False
+            # Seats that could not be ended are not used again: what they hold may still write.
             self._pool.lose(group.stop())
 
     def _take_places(self) -> None:
@@ -185,6 +189,7 @@ class _Supervisor:
         leave_by: float | None = None
         while not group.finished:
             faults = group.poll(POLL_S)
+            # Silence counts only where nothing was said: a rank that died explains why others wait.
             overdue = None if faults else group.overdue() or self._late_to_leave(group, leave_by)
             if overdue is not None:
                 faults = [overdue]
@@ -203,6 +208,7 @@ class _Supervisor:
         """On SIGTERM, and when a larger group could run."""
         if self._sigterm.asked:
             return True
+        # Only between steps that are being done: a group that still loads has nothing to save.
         self._pool.extend()
         return self._pool.size > self._size and group.stepping
 
@@ -212,6 +218,8 @@ class _Supervisor:
         return leave_fault(group.last_rank, self._config.preempt_grace_s)
 
     def _first_cause(self, group: WorkerGroup, faults: list[Fault]) -> Fault:
+        # One rank's end breaks its peers' collectives within milliseconds; the first to be heard of
+        # is often not the cause. Wait a moment for a rank that says more than that it ended.
         deadline = time.monotonic() + GRACE_S
         while first_cause(faults).weight == Weight.EXITED and not group.finished:
             left = deadline - time.monotonic()

@@ -59,3 +59,19 @@ def test_tests_leave_the_live_environment_alone(checkout: Path) -> None:
     assert "made .venv-test" in found and found[-1] == "python -m pytest -x"
     assert any(line.endswith("-e .[dev]") for line in found)
     assert {path: path.stat().st_mtime_ns for path in (checkout / ".venv").rglob("*")} == before
+
+
+def test_all_tests_are_passed_once(checkout: Path) -> None:
+    """Every folder and file of tests in one of two calls, and no failure of the first is lost."""
+    ran(checkout, "test", "-x")
+    calls = [line.split() for line in ran(checkout, "test")]
+    assert len(calls) == 2 and "-n" in calls[0] and "-n" not in calls[1]
+    named = sorted(Path(word).name for words in calls for word in words if "tests/" in word)
+    tests = ROOT / "tests"
+    there = sorted({path.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")})
+    # The stand-in checkout has no files for the pattern to match.
+    assert named == sorted([*(n for n in there if not n.endswith(".py")), "test_*.py"])
+    python = checkout / ".venv-test" / "bin" / "python"
+    python.write_text(python.read_text() + 'case "$*" in *-n*) exit 1;; esac\n')
+    with pytest.raises(subprocess.CalledProcessError):
+        ran(checkout, "test")

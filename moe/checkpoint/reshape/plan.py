@@ -120,6 +120,8 @@ def make_plan(
     `memory` bounds the bytes of buffers. Raises UserError for a budget that no reader fits in,
     ValueError unless `held` has each element of a tensor exactly once.
     """
+    # By tensor and not by file: a source piece is then read, checked and hashed once, whichever
+    # files its elements go to, and one tensor's pass bounds the memory.
     parts: dict[str, list[PlanPart]] = {name: [] for name in source.tensors}
     for rank, slabs in enumerate(held):
         for slab in slabs:
@@ -128,6 +130,7 @@ def make_plan(
         numel = math.prod(source.tensors[name].shape)
         if not mine and numel:
             mine.append(PlanPart(0, Slab(name, 0, numel)))
+        # Ascending, as the pass over the source meets them.
         mine.sort(key=lambda part: part.slab.offset)
         check_cover([part.slab for part in mine], numel)
     count, chunk = fit(memory, readers or os.cpu_count() or 1)
@@ -139,12 +142,14 @@ def fit(memory: int, readers: int) -> tuple[int, int]:
     count = min(readers, memory // (BUFFERS * SMALLEST))
     if count < 1:
         raise UserError(f"--memory {memory}: give {BUFFERS * SMALLEST} bytes or more")
+    # Fewer readers before smaller chunks: a disk likes long reads better than many hands.
     chunk = min(LARGEST, memory // (BUFFERS * count))
     return count, chunk - chunk % SMALLEST
 
 
 def estimate_seconds(plan: ReshapePlan, out: Path) -> float:
     """How long the plan takes, from copying and hashing a little of the source to out's disk."""
+    # Onto the disk that will take the result: another's speed says nothing.
     parent = next(p for p in (out, *out.resolve().parents) if p.is_dir())
     names = _probe_names(plan)
     done = sum(tensor_bytes(plan.source.tensors[name]) for name in names)
