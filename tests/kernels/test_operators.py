@@ -15,7 +15,7 @@ from moelstrom.kernels.rms_norm import add_rms_norm, scaled_add_rms_norm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "operator", ["grouped_mlp", "permute", "rms_norm", "newton_schulz", "cross_entropy"]
 )
