@@ -69,9 +69,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return found
 
 
-def test_the_command_alone_runs_nothing_planted(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_the_command_alone_runs_nothing_planted(folders: tuple[Path, Path], tmp_path: Path) -> None:
     current, beside = folders
     sections = {"steps": 1, "layout": {"dp": 1, "ep": 1}, "cluster": {"launcher": "none"}}
     config = write_config(beside, make_dataset(tmp_path), tmp_path / "run", **sections)
