@@ -7,6 +7,7 @@ import psutil
 
 from .backend import Start
 from .secrets import resolve
+from .spec import SAFE_PATH
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 PASSED_ON = ("NCCL_", "RCCL_", "GLOO_", "TORCH_")
@@ -34,7 +35,7 @@ def worker_env(base: dict[str, str], start: Start, address: str) -> dict[str, st
 
 def _without_current_folder(env: dict[str, str]) -> dict[str, str]:
     """No Python below the worker imports what happens to lie in the current folder."""
-    found = {**env, "PYTHONSAFEPATH": "1"}
+    found = {**env, SAFE_PATH: "1"}
     # An empty entry means the current folder, and mostly comes from `X:$PYTHONPATH`.
     entries = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     found.pop("PYTHONPATH", None)

@@ -8,10 +8,13 @@ from pathlib import Path
 from .. import UserError
 
 MOST_BYTES = 65536
+# TOKENIZERS_PARALLELISM and MAX_TOKENS hold none, nor does NCCL_IB_PKEY, InfiniBand's partition.
 _SECRET = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)$",
+    r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|_PWD$|TOKEN(?![A-Z])"
+    r"|(^|_)(API|ACCESS|PRIVATE|SSH)?KEYS?(_|$)",
     re.IGNORECASE,
 )
+_PLACE = re.compile(r"_(FILE|PATH|DIR)$", re.IGNORECASE)
 
 
 def is_reference(value: str) -> bool:
@@ -21,7 +24,11 @@ def is_reference(value: str) -> bool:
 
 def in_clear(env: Mapping[str, str]) -> list[str]:
     """Names of what looks like a secret and is no reference."""
-    return [name for name, value in env.items() if _SECRET.search(name) and not is_reference(value)]
+    return [name for name, value in env.items() if _is_secret(name) and not is_reference(value)]
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _PLACE.search(name)
 
 
 def resolve(env: Mapping[str, str], here: Mapping[str, str]) -> dict[str, str]:

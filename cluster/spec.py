@@ -9,6 +9,8 @@ Event = dict[str, Any]
 OnEvent = Callable[[int | None, Event], None]
 """Takes the rank (None: the whole group) and its event."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Environment variable under which Python imports nothing from the current or a script's folder."""
 USER_ERROR_EXIT = 2
 """Exit code of a worker that met a user's mistake: a restart would meet it again."""
 ROLLBACK_EXIT = 3

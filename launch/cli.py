@@ -1,6 +1,7 @@
 """The `moelstrom` command: its table of commands, and how each of them ends."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from .. import UserError, __version__
-from ..cluster.spec import USER_ERROR_EXIT
+from ..cluster.spec import SAFE_PATH, USER_ERROR_EXIT
 from .lazy import LazyCommand, LazyGroup
 
 INTERRUPTED_EXIT = 130
@@ -54,6 +55,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line, which shows no traceback: 2 and one message for a user's mistake, 1 and
     a file with the trace for a fault of ours."""
+    # Every Python below: a pool's processes would look in the current folder before the library.
+    os.environ[SAFE_PATH] = "1"
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path may hold bytes that no encoding has.
         sys.stdout.reconfigure(errors="backslashreplace")

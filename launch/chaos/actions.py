@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from ... import UserError
+from ...cluster.spec import SAFE_PATH
 from ...moe.checkpoint.folder import MANIFEST, MARKER, step_folders
 from .control import VARIABLE
 
@@ -109,8 +110,11 @@ def fill(path: Path) -> Path:
 def run_command(command: tuple[str, ...], node: str) -> None:
     """Run a command of the scenario, with the node's address in it. Raises UserError."""
     words = [word.replace("{node}", node) for word in command]
+    # A script of the user's may import what lies beside it.
+    env = {name: value for name, value in os.environ.items() if name != SAFE_PATH}
+    limit = COMMAND_TIMEOUT_S
     try:
-        subprocess.run(words, check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S)
+        subprocess.run(words, env=env, check=True, capture_output=True, timeout=limit)
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"cut, heal: {' '.join(words)}: {error}; give a command that works"

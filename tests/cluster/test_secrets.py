@@ -36,12 +36,28 @@ def test_a_reference_to_nothing_is_named(value: str, words: str) -> None:
         resolve({"A": value}, {})
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "db_password", "SECRET"])
+SECRETS = (
+    "HF_TOKEN HFTOKEN GITHUB_TOKEN_RO WANDB_API_KEY WANDB_KEY KEY DEPLOY_KEY APIKEY API_KEYS "
+    "SECRET SECRET_VALUE AWS_SECRET_ACCESS_KEY db_password DB_PASSWORD_2 PGPASSWORD MYSQL_PWD "
+    "SSHKEY CREDENTIAL MY_CREDENTIALS"
+)
+OTHERS = (
+    "TOKENIZERS_PARALLELISM MAX_TOKENS NCCL_IB_PKEY MONKEY OLDPWD HF_TOKEN_PATH "
+    "AWS_SHARED_CREDENTIALS_FILE"
+)
+
+
+@pytest.mark.parametrize("name", SECRETS.split())
 def test_a_secret_in_clear_is_refused_and_not_repeated(name: str) -> None:
     with pytest.raises(ValidationError, match=f"env holds {name} in clear") as refused:
         ClusterConfig(env={name: PLANTED})
     assert PLANTED not in refused.value.errors()[0]["msg"]
-    ClusterConfig(env={name: "env:X", "TOKENIZERS_PARALLELISM": "false"})
+    ClusterConfig(env={name: "env:X"})
+
+
+def test_what_only_sounds_like_a_secret_is_taken() -> None:
+    env = dict.fromkeys(OTHERS.split(), "1")
+    assert ClusterConfig(env=env).env == env
 
 
 def test_which_variables_of_the_command_reach_the_workers() -> None:

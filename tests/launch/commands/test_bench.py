@@ -212,7 +212,7 @@ def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_report_holds_no_environment() -> None:
     """The workers' environment may hold secrets."""
-    run = bench_config.load("hardware", None, ["cluster.env={TOKEN: secret}", "budget_s=0.5"])
+    run = bench_config.load("hardware", None, ["cluster.env={PLAIN: secret}", "budget_s=0.5"])
     own = bench_config.own_config(run)
     assert type(own) is HardwareConfig and own.budget_s == 0.5
     assert "secret" not in own.model_dump_json()
