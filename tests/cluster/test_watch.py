@@ -132,6 +132,6 @@ def test_the_usual_step_is_the_median() -> None:
 
 def test_log_lines_are_no_progress() -> None:
     rank = watch(0)
-    tell(rank, 4.0, "log", text="still waiting")
+    tell(rank, 4.0, "log", stream="stdout", line="still waiting")
     beat(rank, 5.1, "compute")
     assert "rank 0 made no progress for 5.1 s" in verdict([rank], 5.1)
